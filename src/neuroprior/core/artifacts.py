@@ -1,0 +1,132 @@
+"""What is written to disk: atomic writes, hashes, completeness markers, provenance.
+
+A file appears under its name whole or not at all: it is written beside its place, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MARKER = "complete.json"
+"""The file whose presence says that a folder is complete; it is written last."""
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the same folder that becomes ``path`` when the block ends without an error.
+
+    The temporary name keeps the suffixes of ``path`` (some writers choose their format by them).
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    target = Path(path)
+    suffixes = "".join(target.suffixes)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[: -len(suffixes) or None]}-", suffix=suffixes, dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ArtifactError(
+                "the disk is full", file=target, next_step="free space or choose another --out, then run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ArtifactError("no permission to write here", file=target, next_step="choose another --out") from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON atomically; NaN and infinities are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        ArtifactError: the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError("a file is missing", file=path) from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError("the file is damaged", file=path, got=str(error)) from None
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_array(array: np.ndarray) -> str:
+    """The SHA-256 of an array's dtype, shape and values (C order), in hexadecimal."""
+    import numpy as np
+
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """The SHA-256 of plain data, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def mark_complete(folder: str | Path, facts: dict[str, Any]) -> None:
+    """Write the marker that says ``folder`` is whole, with ``facts`` about it. Call it last."""
+    write_json(Path(folder) / MARKER, facts)
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether the folder's marker is there."""
+    return (Path(folder) / MARKER).is_file()
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Who made an artefact: package version, command name, Python and library versions. No host, user or path."""
+    versions = {}
+    for name in ("neuroprior", "torch", "numpy", "scipy", "nibabel", "blosc2", "lightning", "monai", "pandas"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {"command": command, "python": sys.version.split()[0], "system": platform.system(), "versions": versions}
