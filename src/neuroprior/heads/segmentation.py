@@ -1,0 +1,54 @@
+"""Segmentation head: each contrast is decoded with skip connections, then the contrasts are fused by learned weights.
+
+After the FOMO25 winner's fine-tuning (Gordaliza, Banus et al., arXiv 2601.13166): the decoder is shared by all
+contrasts, and logits are summed with softmax weights learned a contrast. The weights are normalised over the contrasts
+that a case has, so any subset can be trained on and predicted from. The net's decoder must take skips
+(``nets.<name>.with_skips``).
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..core.config import Config as BaseConfig
+from ..core.representation import Representation
+from ._ragged import mean_by_case, softmax_by_case, sum_by_case
+
+
+class Config(BaseConfig):
+    """Settings of the segmentation head."""
+
+    contrasts: tuple[str, ...] = Field(min_length=1)
+    """Canonical names the head knows, in the order of their numbers."""
+    features: int = Field(ge=1)
+    """Channels of the decoder's finest feature map."""
+    classes: int = Field(ge=2)
+    """Number of classes, background (class 0) included."""
+
+
+class SegmentationHead(nn.Module):
+    """(B, classes, x, y, z) logits on the input grid."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.logits = nn.Conv3d(config.features, config.classes, kernel_size=1)
+        self.fusion = nn.Parameter(torch.zeros(len(config.contrasts)))
+
+    def forward(
+        self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int
+    ) -> Tensor:
+        """(n_cases, classes, x, y, z); the shelf's docstring explains the ragged batch."""
+        anatomy = mean_by_case(representation.anatomy, case, n_cases)[case]
+        code = torch.cat([anatomy, representation.contrast], 1)
+        features = net.decode_features(representation.stages, code, skips=True)  # (N, C, x, y, z)
+        logits = self.logits(features)
+        weight = softmax_by_case(self.fusion[contrast], case, n_cases).to(logits.dtype)
+        return sum_by_case(logits * weight.view(-1, 1, 1, 1, 1), case, n_cases)
+
+
+def build(config: Config) -> SegmentationHead:
+    """The head of a config."""
+    return SegmentationHead(config)
