@@ -11,6 +11,7 @@ to the coarser voxel (full width at half maximum), so that nothing aliases.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -112,7 +113,7 @@ def orthonormalise(grid: Grid) -> tuple[Grid, float]:
 def canonical_grid(grid: Grid, spacing: float | None) -> Grid:
     """The grid with its axes permuted and flipped to the closest RAS+, at ``spacing`` mm (None keeps the spacing).
 
-    The centre stays where it is and the extent changes by less than a voxel. A spacing within 0.1 % of the wanted one is
+    The centre stays where it is and the extent grows by less than a voxel, so that nothing is cut off. A spacing within 0.1 % of the wanted one is
     kept, so that a 1.0000001 mm scan is copied and not interpolated.
     """
     from nibabel import orientations
@@ -124,7 +125,7 @@ def canonical_grid(grid: Grid, spacing: float | None) -> Grid:
         return Grid((x, y, z), affine)
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     wanted = np.where(np.abs(zooms / spacing - 1) < 1e-3, zooms, spacing)
-    shape = [max(1, round(n * zoom / want)) if zoom != want else n for n, zoom, want in zip((x, y, z), zooms, wanted, strict=True)]
+    shape = [max(1, math.ceil(n * zoom / want - 0.01)) if zoom != want else n for n, zoom, want in zip((x, y, z), zooms, wanted, strict=True)]
     made = np.eye(4)
     made[:3, :3] = affine[:3, :3] / zooms * wanted
     centre = affine[:3, :3] @ ((np.array([x, y, z]) - 1) / 2) + affine[:3, 3]
@@ -279,7 +280,7 @@ def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
         box = tuple(
             slice(max(0, int(f[0]) - int(p)), min(n, int(f[-1]) + int(p) + 1)) for f, p, n in zip(found, pad, array.shape, strict=True)
         )
-        points = np.array(list(itertools.product(*((b.start, b.stop - 1) for b in box))), dtype=np.float64)
+        points = np.array(list(itertools.product(*((b.start - 0.5, b.stop - 0.5) for b in box))), dtype=np.float64)
         index = (points - mapping.offset) @ inverse.T
         low = np.maximum(np.floor(index.min(0)).astype(int), 0)
         high = np.minimum(np.ceil(index.max(0)).astype(int) + 1, grid.shape)
@@ -287,7 +288,7 @@ def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
             continue
         starts = np.array([b.start for b in box], dtype=np.float64)
         local = _Mapping(mapping.axes, mapping.matrix, mapping.matrix @ low + mapping.offset - starts, mapping.diagonal, False)
-        share = _interpolate(_smooth(where[box].astype(np.float32), local, 2.0), local, high - low, 1)
+        share = _interpolate(_smooth(where[box].astype(np.float32), local, 1.5), local, high - low, 1)
         target = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         wins = share > best[target]
         out[target][wins] = value
