@@ -1,0 +1,74 @@
+"""What every task answers, and the module that trains a net and a head on one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..data.cases import Case, CaseBatch
+from ..data.store import SessionView, Store
+
+
+class Task(Protocol):
+    """A task fitted to the targets of its training sessions."""
+
+    name: str
+    """Its name on the shelf."""
+
+    def cases(self, store: Store, sessions: Sequence[SessionView], contrasts: Sequence[str]) -> list[Case]:
+        """The sessions that carry a usable target and at least one of ``contrasts``, as cases."""
+        ...
+
+    def head(self, net: nn.Module, contrasts: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        """Name and config of the head that this task needs on ``net``."""
+        ...
+
+    def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """``loss`` and its named parts from the head's output and the batch's target."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The plain-data description stored in the model folder: name, target, classes or scale, floor."""
+        ...
+
+
+class Supervised(nn.Module):
+    """A net and a head trained together on a task: what the engine steps.
+
+    Args:
+        net: any net of the shelf.
+        head: the head that the task asked for.
+        task: gives the losses.
+    """
+
+    def __init__(self, net: nn.Module, head: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.net, self.head = net, head
+        self.losses = task.losses
+
+    def forward(self, batch: CaseBatch, *, epoch: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
+        """The losses of a ragged batch; ``epoch`` and ``seed`` are part of the engine's contract and change nothing."""
+        n_cases = batch["target"].shape[0]
+        representation = self.net.encode(batch["images"])
+        output = self.head(self.net, representation, batch["case"], batch["contrast"], n_cases)
+        if output.ndim == 5:  # the net pads odd boxes at their far end
+            x, y, z = batch["target"].shape[1:]
+            output = output[..., :x, :y, :z]
+        return self.losses(output.float(), batch["target"])
+
+
+def usable_contrasts(session: SessionView, contrasts: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``contrasts`` that the session has, in the order given."""
+    return tuple(name for name in contrasts if name in session.scans)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors of a mapping moved to ``device``; everything else untouched."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value
