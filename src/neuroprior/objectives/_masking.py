@@ -1,0 +1,42 @@
+"""Block masks and noise as functions of the sample number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..core import seeds
+
+
+def block_mask(sample: Tensor, size: Sequence[int], block: int, ratio: float, *, seed: int, purpose: str) -> Tensor:
+    """(B, 1, x, y, z) bool, True where hidden: exactly ``round(ratio * blocks)`` blocks of each sample.
+
+    Args:
+        sample: (B,) int64 sample numbers, on the CPU.
+        size: of the image in voxels; a last, smaller block fills an axis that is no multiple.
+        block: edge in voxels.
+        ratio: share of blocks hidden.
+        seed, purpose: name the draw.
+    """
+    cells = [-(-int(n) // block) for n in size]
+    count = cells[0] * cells[1] * cells[2]
+    hidden = round(ratio * count)
+    masks = []
+    for number in sample.tolist():
+        order = torch.randperm(count, generator=seeds.torch_generator(seed, purpose, int(number)))
+        flat = torch.zeros(count, dtype=torch.bool)
+        flat[order[:hidden]] = True
+        masks.append(flat.view(1, *cells))
+    mask = torch.stack(masks)
+    for axis in (2, 3, 4):
+        mask = mask.repeat_interleave(block, axis)
+    return mask[..., : size[0], : size[1], : size[2]]
+
+
+def noise(sample: Tensor, shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:
+    """(B, *shape) float32 standard normal, each sample its own draw."""
+    return torch.stack([
+        torch.randn(tuple(shape), generator=seeds.torch_generator(seed, purpose, int(number))) for number in sample.tolist()
+    ])  # fmt: skip

@@ -1,0 +1,166 @@
+"""Cross-contrast: two contrasts of one session share their anatomy and differ in the rest.
+
+The FOMO25 winner's pretraining (Gordaliza, Banus et al., arXiv 2601.13166). Both scans A and B are masked and encoded;
+s is the mean of their anatomy halves. Decoded are A from (sA, cA), B from (sB, cB), and two cross reconstructions:
+
+- wiring ``own``: A from (s, cA), B from (s, cB), the paper's wording;
+- wiring ``other``: A from (s, cB), B from (s, cA), what the released code does.
+
+Loss: 3 (rec A + rec B) + 1 (cross A + cross B) + k (four KL terms, means over elements) + 0.5 (1 - cos(sA, sB))
++ 0.5 cos(cA, cB), with smooth L1 (beta 0.1) over the whole volume and k rising linearly to 0.001 over 10 epochs.
+
+Departures: a session with one scan is not paired with its copy; it carries the reconstruction and KL terms of that
+scan alone. The cosines are those of the flattened posterior means. Each sample's loss is computed first and averaged then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..core.config import Config as BaseConfig
+from ..core.representation import Representation, select
+from ..data.records import PairBatch
+from ._masking import block_mask, noise
+
+
+class Config(BaseConfig):
+    """Settings of the cross-contrast objective; the defaults are the paper's."""
+
+    wiring: Literal["own", "other"] = "own"
+    """Whose contrast half a cross reconstruction takes."""
+    block: int = Field(default=4, ge=1)
+    """Edge of a hidden block in voxels."""
+    ratio: float = Field(default=0.6, ge=0, lt=1)
+    """Share of blocks hidden, in both scans, each its own mask."""
+    beta: float = Field(default=0.1, gt=0)
+    """Where smooth L1 turns from square to absolute."""
+    region: Literal["volume", "hidden"] = "volume"
+    """Where reconstructions are scored."""
+    reconstruction: float = Field(default=3.0, ge=0)
+    """Weight of the two plain reconstructions."""
+    cross: float = Field(default=1.0, ge=0)
+    """Weight of the two cross reconstructions."""
+    kl: float = Field(default=0.001, ge=0)
+    """Final weight of the four KL terms."""
+    kl_epochs: float = Field(default=10.0, ge=0)
+    """Epochs over which the KL weight rises linearly from 0."""
+    agreement: float = Field(default=0.5, ge=0)
+    """Weight of 1 - cos(sA, sB)."""
+    separation: float = Field(default=0.5, ge=0)
+    """Weight of cos(cA, cB)."""
+
+
+class CrossContrast(nn.Module):
+    """The objective around a net with a variational split."""
+
+    def __init__(self, net: nn.Module, config: Config) -> None:
+        super().__init__()
+        if net.contrast_channels == 0:
+            raise ValueError("cross_contrast needs a net with a split: set net.split=variational")
+        self.net, self.config = net, config
+
+    def forward(self, batch: PairBatch, *, epoch: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
+        """``loss`` and its unweighted parts, each a mean over samples (pair terms: over all samples, 0 where unpaired)."""
+        c = self.config
+        image, hidden = self._inputs(batch, seed)
+        n = batch["image_a"].shape[0]
+        code = self._encode(image, hidden, batch["sample"], seed)
+        plain, crossed = self._decode(code, image.shape[2:], n)
+        paired = batch["paired"].to(image.device, image.dtype, non_blocking=True)
+        both = torch.cat([paired.new_ones(n), paired])  # the copy of an unpaired scan is left out
+        scored = hidden if c.region == "hidden" else None
+        rec = self._error(plain, image, scored) * both
+        cross = self._error(crossed, image, scored) * torch.cat([paired, paired])
+        a, b = select(code, slice(0, n)), select(code, slice(n, 2 * n))
+        agreement = (1 - _cosine(a.anatomy_mean, b.anatomy_mean)) * paired
+        separation = _cosine(a.contrast_mean, b.contrast_mean) * paired
+        kl = (_kl(code.anatomy_mean, code.anatomy_logvar) + _kl(code.contrast_mean, code.contrast_logvar)) * both
+        weight = c.kl * (min(1.0, epoch / c.kl_epochs) if c.kl_epochs else 1.0)
+        parts = {
+            "reconstruction": rec.sum() / n, "cross": cross.sum() / n, "kl": kl.sum() / n,
+            "agreement": agreement.sum() / n, "separation": separation.sum() / n,
+        }  # fmt: skip
+        loss = (
+            c.reconstruction * parts["reconstruction"] + c.cross * parts["cross"] + weight * parts["kl"]
+            + c.agreement * parts["agreement"] + c.separation * parts["separation"]
+        )  # fmt: skip
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+
+    def _inputs(self, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor]:
+        """(2B, 1, x, y, z) scans, A before B, and which voxels are hidden."""
+        a, b = batch["image_a"], batch["image_b"]
+        masks = [
+            block_mask(batch["sample"], a.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose=f"mask {name}")
+            for name in ("a", "b")
+        ]
+        return torch.cat([a, b]), torch.cat(masks).to(a.device, non_blocking=True)
+
+    def _encode(self, image: Tensor, hidden: Tensor, sample: Tensor, seed: int) -> Representation:
+        """A and B in one batch, with reparameterised samples while training."""
+        epsilon = None
+        if self.training:
+            shape = self.net.code_shape(image.shape[2:])
+            halves = [
+                torch.cat([noise(sample, shape, seed=seed, purpose=f"noise {half} {name}") for name in ("a", "b")])
+                for half in ("anatomy", "contrast")
+            ]
+            epsilon = (halves[0].to(image.device, non_blocking=True), halves[1].to(image.device, non_blocking=True))
+        return self.net.encode(image.masked_fill(hidden, 0.0), epsilon)
+
+    def _decode(self, code: Representation, size: torch.Size, n: int) -> tuple[Tensor, Tensor]:
+        """The plain and the cross reconstructions, (2B, 1, x, y, z) each, from one batch of four decodes."""
+        shared = (code.anatomy[:n] + code.anatomy[n:]) / 2
+        contrast = code.contrast
+        crossed = contrast if self.config.wiring == "own" else torch.cat([contrast[n:], contrast[:n]])
+        out = self.net.decode(
+            torch.cat([code.anatomy, shared, shared]), torch.cat([contrast, crossed]), size
+        )
+        return out[: 2 * n], out[2 * n :]
+
+    def _error(self, guess: Tensor, image: Tensor, scored: Tensor | None) -> Tensor:
+        """(2B,) smooth L1 of each scan."""
+        error = functional.smooth_l1_loss(guess.float(), image, beta=self.config.beta, reduction="none")
+        if scored is None:
+            return error.mean((1, 2, 3, 4))
+        return (error * scored).sum((1, 2, 3, 4)) / scored.sum((1, 2, 3, 4)).clamp(min=1)
+
+    @torch.no_grad()
+    def panels(self, batch: PairBatch, *, seed: int = 0) -> Mapping[str, Tensor]:
+        """Scan A, scan B, both masked, both reconstructions and both cross reconstructions, each (B, x, y, z)."""
+        image, hidden = self._inputs(batch, seed)
+        n = batch["image_a"].shape[0]
+        was_training = self.training
+        self.eval()
+        code = self._encode(image, hidden, batch["sample"], seed)
+        plain, crossed = (out.float() for out in self._decode(code, image.shape[2:], n))
+        self.train(was_training)
+        masked = image.masked_fill(hidden, 0.0)
+        return {
+            f"{what} {name}": tensor[rows, 0]
+            for name, rows in (("A", slice(0, n)), ("B", slice(n, 2 * n)))
+            for what, tensor in (("scan", image), ("masked", masked), ("reconstruction", plain), ("cross", crossed))
+        }
+
+
+def _cosine(a: Tensor | None, b: Tensor | None) -> Tensor:
+    """(B,) cosine similarity of flattened halves."""
+    assert a is not None and b is not None
+    return functional.cosine_similarity(a.float().flatten(1), b.float().flatten(1), dim=1)
+
+
+def _kl(mean: Tensor | None, logvar: Tensor | None) -> Tensor:
+    """(B,) divergence of the posterior from a standard normal, the mean over its elements."""
+    assert mean is not None and logvar is not None
+    mean, logvar = mean.float(), logvar.float()
+    return -0.5 * (1 + logvar - mean**2 - logvar.exp()).mean((1, 2, 3, 4))
+
+
+def build(net: nn.Module, config: Config) -> CrossContrast:
+    """The objective around a net."""
+    return CrossContrast(net, config)
