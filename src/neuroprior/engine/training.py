@@ -1,0 +1,512 @@
+"""Training on Lightning, with an exact resume of our own.
+
+The trace of losses depends on the settings, the data and the seed alone. Everything that a step needs is a function of
+its number (samples, masks, noise, dropout, learning rate), so the state that must be saved is small: weights, optimiser,
+step and ledger. It is written as tensors and plain values and read back with ``weights_only=True``.
+
+A run folder::
+
+    RUN/
+      recipe.yaml  environment.json     what was asked for, and with what
+      events.jsonl  tensorboard/        the trace
+      panels/step-000100.png            pictures of fixed cases
+      state/step-00000100.pt            the last two resumable states
+      model/                            usable at any time after the first state
+      ledger.json                       cost
+      complete.json                     written last
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as lightning
+import torch
+import yaml
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..core import artifacts, seeds
+from ..core.config import Config
+from ..core.errors import ArtifactError, ConfigError, DivergenceError
+from . import events, optimisers
+from .ledger import Ledger, Meter
+from .optimisers import OptimizerConfig
+from .progress import Progress
+from .schedules import ScheduleConfig, factor
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingConfig(Config):
+    """How long, with what, how often."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; or give ``epochs``."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Length in epochs, where ``steps`` is not given."""
+    steps_per_epoch: int | None = Field(default=None, ge=1)
+    """Steps an epoch; follows from the data where not given."""
+    batch: int = Field(default=2, ge=1)
+    """Samples a process and micro-batch."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches a step."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Which optimiser."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; None does not clip."""
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """``auto`` is bf16 on a GPU that has it, else 32."""
+    compile: bool = False
+    """Try ``torch.compile``; where it fails the run goes on without."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Which device."""
+    devices: int = Field(default=1, ge=1)
+    """Processes; more than one trains with DDP."""
+    workers: int = Field(default=0, ge=0)
+    """Loader processes a training process; 0 reads in it."""
+    seed: int = 0
+    """Of everything random."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two writes of the trace."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps between two states."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Minutes between two states."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between two validations; there is always one at the end."""
+    panels_every: int | None = Field(default=None, ge=1)
+    """Steps between two pictures; there is always one at the end."""
+
+    def resolved(self, samples_per_epoch: int) -> TrainingConfig:
+        """The same with ``steps``, ``steps_per_epoch`` and ``warmup_steps`` as numbers.
+
+        Raises:
+            ConfigError: neither steps nor epochs is given, or both.
+        """
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError("give either training.steps or training.epochs", got=f"steps={self.steps}, epochs={self.epochs}")
+        per_step = self.batch * self.accumulate * self.devices
+        per_epoch = self.steps_per_epoch or max(1, samples_per_epoch // per_step)
+        steps = self.steps if self.steps is not None else max(1, round((self.epochs or 0) * per_epoch))
+        schedule = self.schedule
+        if schedule.warmup_epochs is not None:
+            warmup = round(schedule.warmup_epochs * per_epoch)
+            schedule = schedule.model_copy(update={"warmup_steps": warmup, "warmup_epochs": None})
+        return self.model_copy(update={"steps": steps, "epochs": None, "steps_per_epoch": per_epoch, "schedule": schedule})
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        status: ``complete``, or ``stopped`` by a signal (the same command resumes it).
+        step: steps done, over all resumes.
+    """
+
+    run: Path
+    status: Literal["complete", "stopped"]
+    step: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 when complete; 75 (try again) when stopped."""
+        return 0 if self.status == "complete" else 75
+
+    def __str__(self) -> str:
+        again = "" if self.status == "complete" else " (run the same command again to go on)"
+        return f"{self.status} after {self.step} steps{again}: {self.run}"
+
+
+def train(
+    module: nn.Module,
+    config: TrainingConfig,
+    run: Path,
+    *,
+    loader: Callable[[int, int, int], Iterable[Any]],
+    save_model: Callable[[Any, Path], object],
+    recipe: Mapping[str, Any],
+    validate: Callable[[Any], dict[str, float]] | None = None,
+    panels: Callable[[Any, Path], object] | None = None,
+) -> TrainingResult:
+    """Train a module, resuming the run folder where an earlier call left it.
+
+    Args:
+        module: ``module(batch, epoch=float, seed=int)`` returns a mapping with ``loss`` and named parts.
+        config: with ``steps`` given.
+        run: the run folder.
+        loader: ``loader(start_sample, rank, world)`` gives the batches from that sample of the global stream on.
+        save_model: writes a usable model folder.
+        recipe: plain data that says what this run is; a folder made from another one is refused.
+        validate: named scores of the module, ``loss`` among them.
+        panels: draws pictures of fixed cases into a PNG file.
+
+    Raises:
+        ConfigError: the folder holds a run of another recipe, or no length is given.
+        DivergenceError: the loss is no longer finite; the last good state stays.
+    """
+    if config.steps is None:
+        raise ConfigError("training.steps is not set")
+    resolved = dict(recipe) | {"training": config.model_dump(mode="json")}
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if artifacts.is_complete(run):
+        _refuse_other(run, resolved)
+        logger.info("the run is complete already: %s", run)
+        return TrainingResult(run, "complete", config.steps)
+    if first:
+        run.mkdir(parents=True, exist_ok=True)
+        if (run / "recipe.yaml").exists():
+            _refuse_other(run, resolved)
+        else:
+            artifacts.write_text(run / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        artifacts.write_json(run / "environment.json", artifacts.provenance("train"))
+    state = _load_state(run)
+    loop = _Loop(module, config, run, loader, save_model, validate, panels, state)
+    cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
+    strategy: Any = "auto"
+    if config.devices > 1:
+        from lightning.pytorch.strategies import DDPStrategy
+
+        strategy = DDPStrategy(process_group_backend="gloo" if cpu else "nccl", find_unused_parameters=True)
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy, precision="bf16-mixed" if bf16 else "32-true",
+            max_steps=config.steps - loop.start, max_epochs=-1, accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
+        )  # fmt: skip
+    if loop.start < config.steps:
+        with _quiet_lightning():
+            trainer.fit(loop)
+    elif first:  # killed after the last state, before the marker
+        loop.finish_without_steps()
+    status: Literal["complete", "stopped"] = "complete" if loop.step >= config.steps else "stopped"
+    return TrainingResult(run, status, loop.step)
+
+
+class _Loop(lightning.LightningModule):
+    """The Lightning side: steps the module, and keeps trace, states and cost."""
+
+    def __init__(
+        self, module: nn.Module, config: TrainingConfig, run: Path, loader: Callable[[int, int, int], Iterable[Any]],
+        save_model: Callable[[Any, Path], object], validate: Callable[[Any], dict[str, float]] | None,
+        panels: Callable[[Any, Path], object] | None, state: dict[str, Any] | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.module, self.config, self.run = module, config, run
+        self._loader, self._save_model, self._validate, self._panels = loader, save_model, validate, panels
+        self._state = state
+        self.start = int(state["step"]) if state else 0
+        self.step = self.start
+        self.book = Ledger(**state["ledger"]) if state else Ledger()
+        if state:
+            module.load_state_dict(state["module"], strict=True)
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._micro: list[dict[str, Tensor]] = []
+        self._stop: str | None = None
+        self._handlers: dict[int, Any] = {}
+        self._runner: Any = module
+
+    # -- Lightning's hooks
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser; its learning rate is set before every step."""
+        return optimisers.build(self.module, self.config.optimizer)
+
+    def train_dataloader(self) -> Any:
+        """The batches from the first step that is not done yet."""
+        world = self.trainer.world_size
+        return self._loader(self.start * self.config.batch * self.config.accumulate * world, self.trainer.global_rank, world)
+
+    def on_fit_start(self) -> None:
+        """Restore the optimiser, rewind the trace, compile, listen to signals."""
+        if self._state is not None:
+            _restore(self.trainer.optimizers[0], self._state["optimizer"])
+            self._state = None
+        self.meter = Meter(self.device)
+        self._checkpointed = self._ended = time.perf_counter()
+        self.progress = Progress(self.config.steps or 0, self.start, enabled=self.trainer.is_global_zero)
+        if self.trainer.is_global_zero:
+            from torch.utils.tensorboard import SummaryWriter
+
+            events.rewind(self.run / "events.jsonl", self.start)
+            self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.start + 1)
+        if self.config.compile:
+            self._runner = _compiled(self.module)
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        except ValueError:  # not the main thread: the caller handles signals
+            self._handlers = {}
+        self.module.train()
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if self._stop is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._stop = signal.Signals(number).name
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set everything that depends on the number of the step."""
+        self.book.data_wait_seconds += time.perf_counter() - self._ended
+        if self.book.forward_flops is None:
+            self.book.forward_flops = _count_flops(self.module, batch, self.config.seed)
+        rate = self.config.optimizer.lr * factor(self.config.schedule, self.step, self.config.steps or 1)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+        torch.manual_seed(seeds.entropy(self.config.seed, "step", self.step, len(self._micro), self.global_rank) % 2**63)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch."""
+        epoch = self.step / (self.config.steps_per_epoch or 1)
+        losses = self._runner(batch, epoch=epoch, seed=self.config.seed)
+        self._micro.append({name: value.detach() for name, value in losses.items()})
+        return losses["loss"]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After a whole step: note it, and do what is due."""
+        self._ended = time.perf_counter()
+        if len(self._micro) < self.config.accumulate:
+            return
+        parts = {name: torch.stack([micro[name] for micro in self._micro]).mean() for name in self._micro[0]}
+        self._micro = []
+        self.step += 1
+        self.book.steps += 1
+        self.book.samples += self.config.batch * self.config.accumulate * self.trainer.world_size
+        self._pending.append((self.step, parts))
+        c, last = self.config, self.step >= (self.config.steps or 0)
+        stop = self._anybody_stops()
+        if last or stop or self.step % c.log_every == 0:
+            self._flush()
+        if last or (c.validate_every and self.step % c.validate_every == 0):
+            self._run_validation()
+        if last or (c.panels_every and self.step % c.panels_every == 0):
+            self._draw_panels()
+        due = c.checkpoint_steps and self.step % c.checkpoint_steps == 0
+        due = due or (time.perf_counter() - self._checkpointed) / 60 >= c.checkpoint_minutes
+        if last or stop or due:
+            self._flush()
+            self._checkpoint()
+        if stop and not last:
+            logger.warning("%s: stopped after step %d with a usable model; the same command resumes", stop, self.step)
+            self.trainer.should_stop = True
+        self._ended = time.perf_counter()
+
+    def on_fit_end(self) -> None:
+        """Close the books; a finished run gets its marker."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.progress.close()
+        if self.trainer.is_global_zero:
+            self.writer.close()
+            if self.step >= (self.config.steps or 0):
+                self._mark()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Leave the terminal and the signals as they were."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.progress.close()
+        if self.trainer.is_global_zero:
+            self.writer.close()
+
+    # -- what is due
+
+    def _anybody_stops(self) -> str | None:
+        """The signal that this process or (with DDP) any other got."""
+        if self.trainer.world_size == 1:
+            return self._stop
+        flag = torch.tensor([self._stop is not None], dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return (self._stop or "a signal to another process") if int(flag) else None
+
+    def _flush(self) -> None:
+        """Write the pending steps of the trace; the only place where the loop waits for the device."""
+        if not self._pending:
+            return
+        names = list(self._pending[0][1])
+        values = torch.stack([torch.stack([parts[name].float() for name in names]) for _, parts in self._pending])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(values)
+            values /= self.trainer.world_size
+        rows = values.cpu().tolist()
+        steps = [step for step, _ in self._pending]
+        self._pending = []
+        self.meter.read(self.book)
+        lines = []
+        for step, row in zip(steps, rows, strict=True):
+            rate = self.config.optimizer.lr * factor(self.config.schedule, step - 1, self.config.steps or 1)
+            lines.append({"event": "step", "step": step, **dict(zip(names, row, strict=True)), "lr": rate})
+        bad = next((line for line in lines if not math.isfinite(line["loss"])), None)
+        if bad is not None:
+            raise DivergenceError(
+                f"the loss is {bad['loss']} at step {bad['step']}", file=self.run, expected="a finite loss",
+                got=", ".join(f"{name} {bad[name]:.3g}" for name in (*names, "lr")),
+                next_step="lower training.optimizer.lr or training.clip_norm, or lengthen the warm-up; the last good state is kept",
+            )  # fmt: skip
+        if self.trainer.is_global_zero:
+            events.append(self.run / "events.jsonl", lines)
+            for line in lines:
+                for name in (*names, "lr"):
+                    self.writer.add_scalar(f"train/{name}", line[name], line["step"])
+        wait = self.book.data_wait_seconds / self.book.wall_seconds if self.book.wall_seconds else 0.0
+        self.progress.update(self.step, lines[-1]["loss"], wait)
+
+    def _run_validation(self) -> None:
+        if self._validate is None:
+            return
+        start = time.perf_counter()
+        self.module.eval()
+        with torch.no_grad():
+            scores = self._validate(self.module)
+        self.module.train()
+        if self.trainer.is_global_zero:
+            events.append(self.run / "events.jsonl", [{"event": "validation", "step": self.step, **scores}])
+            for name, value in scores.items():
+                self.writer.add_scalar(f"validation/{name}", value, self.step)
+            logger.info("step %d, validation: %s", self.step, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        self.book.validation_seconds += time.perf_counter() - start
+
+    def _draw_panels(self) -> None:
+        if self._panels is None or not self.trainer.is_global_zero:
+            return
+        self.module.eval()
+        with torch.no_grad():
+            self._panels(self.module, self.run / "panels" / f"step-{self.step:06d}.png")
+        self.module.train()
+
+    def _checkpoint(self) -> None:
+        start = time.perf_counter()
+        if self.trainer.is_global_zero:
+            folder = self.run / "state"
+            self.meter.read(self.book)
+            self._save_model(self.module, self.run / "model")
+            content = {
+                "step": self.step, "module": self.module.state_dict(), "optimizer": self.trainer.optimizers[0].state_dict(),
+                "ledger": asdict(self.book),
+            }  # fmt: skip
+            with artifacts.atomic(folder / f"step-{self.step:08d}.pt") as temporary:
+                torch.save(content, temporary)
+            for old in sorted(folder.glob("step-*.pt"))[:-2]:
+                old.unlink()
+            self._write_ledger()
+        self._checkpointed = time.perf_counter()
+        self.book.checkpoint_seconds += self._checkpointed - start
+
+    def _write_ledger(self) -> None:
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        artifacts.write_json(self.run / "ledger.json", self.book.report(device=device, processes=self.config.devices))
+
+    def _mark(self) -> None:
+        artifacts.mark_complete(self.run, {"step": self.step, "made_by": artifacts.provenance("train")})
+
+    def finish_without_steps(self) -> None:
+        """The last state is there, only the marker is missing."""
+        events.rewind(self.run / "events.jsonl", self.step)
+        self._save_model(self.module, self.run / "model")
+        self._write_ledger()
+        self._mark()
+
+
+def _load_state(run: Path) -> dict[str, Any] | None:
+    """The newest readable state, or None. States are written atomically, so an unreadable one is damage and is told."""
+    for path in sorted((run / "state").glob("step-*.pt"), reverse=True):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError) as error:
+            logger.warning("the state %s is damaged (%s): taking the one before", path, str(error).splitlines()[0])
+    return None
+
+
+def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise ArtifactError("the optimiser's state does not fit the net", got=str(error)) from None
+
+
+def _refuse_other(run: Path, recipe: Mapping[str, Any]) -> None:
+    from ..core.config import read_yaml
+
+    found = read_yaml(run / "recipe.yaml")
+    plain = yaml.safe_load(yaml.safe_dump(dict(recipe)))
+    different = sorted(_differences(found, plain))
+    if different:
+        raise ConfigError(
+            "the run folder holds a run of another recipe", file=run, expected=f"the same {', '.join(different[:6])}",
+            got="; ".join(f"{key}: {_get(found, key)!r} there, {_get(plain, key)!r} now" for key in different[:6]),
+            next_step="choose another --out, or ask for what the folder was begun with",
+        )  # fmt: skip
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif a != b and prefix not in ("training.workers", "training.log_every"):
+        yield prefix
+
+
+def _get(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _count_flops(module: nn.Module, batch: Any, seed: int) -> int:
+    """Floating-point operations of one forward pass, by torch's counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module(batch, epoch=0.0, seed=seed)
+    return int(counter.get_total_flops())
+
+
+def _compiled(module: nn.Module) -> Any:
+    """The compiled module where compiling works here, else the module itself with one line that says why."""
+    try:
+        probe = torch.compile(nn.Conv3d(1, 1, 1))
+        probe(torch.zeros(1, 1, 2, 2, 2))
+    except Exception as error:  # noqa: BLE001 (whatever the compiler raises, the run goes on without it)
+        logger.warning("torch.compile does not work here, training without it: %s", str(error).strip().splitlines()[0][:200])
+        return module
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(module)
+
+
+class _quiet_lightning:
+    """Lightning's advertising and its hints about loaders stay out of the user's log; its errors do not."""
+
+    def __enter__(self) -> None:
+        import warnings
+
+        self.loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+        self.levels = [log.level for log in self.loggers]
+        for log in self.loggers:
+            log.setLevel(logging.WARNING)
+        self.catcher = warnings.catch_warnings()
+        self.catcher.__enter__()
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Trainer.fit` stopped.*")
+        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+
+    def __exit__(self, *error: object) -> None:
+        self.catcher.__exit__(None, None, None)
+        for log, level in zip(self.loggers, self.levels, strict=True):
+            log.setLevel(level)

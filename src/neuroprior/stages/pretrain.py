@@ -1,0 +1,136 @@
+"""Pretrain: a store in, a model that has learned without labels out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..engine.training import TrainingResult
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(
+    store: Path,
+    recipe: str = "tiny",
+    out: Path = Path("runs/pretrain"),
+    set: list[str] | None = None,
+    dry_run: bool = False,
+) -> TrainingResult | None:
+    """Pretrain a network on a store, without labels.
+
+    Args:
+        store: prepared store; its train split is learned from, val only watched, test never touched.
+        recipe: name on the recipes shelf, or a YAML file.
+        out: run folder; an interrupted run there is resumed.
+        set: settings such as training.steps=500 or objective.wiring=other.
+        dry_run: only check everything and say what would be done.
+
+    Returns:
+        How the run ended; the model is in the run folder's model/.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible, or the folder holds another run.
+        InputError: the store has nothing to train on.
+        DivergenceError: the loss is no longer finite.
+    """
+    import torch
+
+    from ..core import seeds
+    from ..data.loading import make_loader
+    from ..data.pairs import PairDataset, collate_pairs
+    from ..data.store import Store
+    from ..engine import panels
+    from ..engine.training import train
+    from ..inference import model as models
+    from ..objectives._recipe import read_recipe
+
+    settings = read_recipe(recipe, set or [])
+    opened = Store.open(store)
+    config = settings.training
+    dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed)
+    config = config.resolved(len(dataset))
+    torch.manual_seed(seeds.entropy(config.seed, "initialisation") % 2**63)  # the only use of the global generator
+    net = models.build_net(settings.net_name, settings.net)
+    objective = settings.build_objective(net)
+    summary = opened.data_summary()
+    parameters = sum(p.numel() for p in net.parameters())
+    logger.info(
+        "%s with %s (%.2f M parameters) on %d subjects, %d sessions, %d scans: %d steps of %d pairs of %s voxels",
+        settings.objective_name, settings.net_name, parameters / 1e6, summary["subjects"], summary["sessions"], summary["scans"],
+        config.steps, config.batch * config.accumulate * config.devices, "x".join(map(str, settings.data.size)),
+    )  # fmt: skip
+    if dry_run:
+        batch = collate_pairs([dataset[number] for number in range(config.batch)])
+        seconds = _one_step(objective, batch)
+        hours = seconds * config.accumulate * (config.steps or 0) / 3600
+        logger.info("dry run: %.2f s a step here on the CPU, about %.1f hours for the whole run; nothing was trained", seconds, hours)
+        return None
+
+    validation: Any = None
+    has_validation = any(session.split == "val" for session in opened.sessions)
+    if has_validation:
+        watched = PairDataset(opened, ("val",), settings.data, seed=config.seed + 1, augment=False)
+        batches = [
+            collate_pairs([watched[number + k] for k in range(config.batch)])
+            for number in range(0, min(16, max(config.batch, 2 * len(watched))), config.batch)
+        ]
+
+        def validation(module: Any) -> dict[str, float]:
+            device = next(module.parameters()).device
+            found: dict[str, list[float]] = {}
+            for batch in batches:
+                losses = module(_moved(batch, device), epoch=settings.full_weight_epoch, seed=config.seed)
+                for name, value in losses.items():
+                    found.setdefault(name, []).append(float(value))
+            return {name: sum(values) / len(values) for name, values in found.items()}
+
+    pictured = PairDataset(opened, ("val",) if has_validation else ("train",), settings.data, seed=config.seed + 2, augment=False)
+    picture_batch = collate_pairs([pictured[number] for number in range(3)])
+
+    def draw(module: Any, path: Path) -> None:
+        device = next(module.parameters()).device
+        images = module.panels(_moved(picture_batch, device), seed=config.seed)
+        panels.draw({name: image.cpu().numpy() for name, image in images.items()}, path)
+
+    def loader(start_sample: int, rank: int, world: int) -> Any:
+        total = (config.steps or 0) * config.batch * config.accumulate * world
+        return make_loader(
+            dataset, batch=config.batch, start_sample=start_sample, n_samples=total - start_sample, collate=collate_pairs,
+            rank=rank, world=world, workers=config.workers, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+    method = {
+        "stage": "pretrain", "recipe": recipe, "objective": settings.objective_name, "settings": settings.plain(),
+        "patch": list(settings.data.size), "steps": config.steps, "seed": config.seed,
+    }  # fmt: skip
+
+    def save(module: Any, folder: Path) -> None:
+        models.save(
+            folder, net=module.net, net_name=settings.net_name, net_config=net.config.model_dump(mode="json"), spec=opened.spec,
+            contrasts=summary["contrasts"], kind="pretrained", method=method, data=summary,
+        )  # fmt: skip
+
+    identity = {"stage": "pretrain", "recipe": recipe, "store_hash": summary["store_hash"], **settings.plain()}
+    return train(objective, config, out, loader=loader, save_model=save, recipe=identity, validate=validation, panels=draw)
+
+
+def _moved(batch: Any, device: Any) -> Any:
+    """The batch with its images on a device; sample numbers stay on the CPU, where masks are drawn."""
+    return {
+        name: value.to(device) if hasattr(value, "to") and name != "sample" else value for name, value in batch.items()
+    }
+
+
+def _one_step(objective: Any, batch: Any) -> float:
+    """Seconds of a forward and backward pass, the second of two."""
+    import time
+
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        objective(batch, epoch=0.0, seed=0)["loss"].backward()
+        seconds = time.perf_counter() - start
+    return seconds
