@@ -16,7 +16,7 @@ from ..core.artifacts import read_json
 from ..core.records import Scan
 from ._heads.options import Options
 from ._heads.subject import Sitting, SyntheticSubject, make_subject
-from ._heads.writing import RECORD, TRUTH
+from ._heads.writing import RECORD, RECORDS
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,12 @@ def read(root: Path, **options: Any) -> Iterator[Scan]:
         options: passed on to the BIDS reader.
 
     Yields:
-        Scans whose ``columns`` also hold ``true_<name>_ml`` for every name in ``derivatives/truth/volumes.tsv``: the true
+        Scans whose ``columns`` also hold ``true_<name>_ml`` for every name in ``sourcedata/synthesis/volumes.tsv``: the true
         volume in millilitres of the whole head at that session.
     """
     root = Path(root)
     volumes: dict[tuple[str, str], dict[str, float]] = {}
-    for path in sorted((root / TRUTH).glob("sub-*/*_truth.json")):
+    for path in sorted((root / RECORDS).glob("sub-*.json")):
         record = read_json(path)
         for session in record["sessions"]:
             volumes[record["participant_id"], session["session_id"]] = session["volumes_ml"]

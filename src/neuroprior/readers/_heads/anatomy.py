@@ -93,7 +93,8 @@ def traits(options: Options, who: Person, maps: Template) -> Traits:
     """A subject's own traits, from the seed and the subject's number."""
     rng = generator(options.seed, "head", "traits", who.number)
     male = 1.0 if who.sex == "M" else 0.0
-    size = np.exp(0.036 * (2 * male - 1) + rng.normal(0, 0.022) + rng.normal(0, 0.014, size=3))
+    # The ICBM average is larger than life (1.9 l); 0.92 of it along each axis is the size of people.
+    size = 0.92 * np.exp(0.03 * (2 * male - 1) + rng.normal(0, 0.022) + rng.normal(0, 0.014, size=3))
     shape = _flow_shape()
     velocity = np.zeros((3, *shape), np.float32)
     for amount_mm, scale_mm in ((3.2, 42.0), (1.9, 22.0), (0.8, 13.0)):
@@ -129,9 +130,9 @@ def _widening(maps: Template) -> np.ndarray:
     """A velocity that points out of the lateral ventricles, at most 1 mm long."""
     ventricle = np.isin(maps.csf_region, VENTRICLES) & (maps.parenchyma < 0.5) & (maps.brain_mm < -8)
     blurred = ndimage.gaussian_filter(ventricle.astype(np.float32), 6.0 / maps.spacing_mm)
-    where = np.meshgrid(*(np.arange(n) * (FLOW_MM / maps.spacing_mm) for n in _flow_shape()), indexing="ij")
+    where = np.indices(_flow_shape(), dtype=np.float32) * (FLOW_MM / maps.spacing_mm)
     coarse = ndimage.map_coordinates(blurred, where, order=1, mode="nearest")
-    outward = -np.stack(np.gradient(coarse))
+    outward = -np.stack([np.gradient(coarse, axis=axis) for axis in range(3)])
     return (outward / np.abs(outward).max()).astype(np.float32)
 
 
@@ -179,16 +180,23 @@ def see(
     inside = inside.repeat(2, 0).repeat(2, 1).repeat(2, 2)[: shape[0], : shape[1], : shape[2]]
     at = points[:, inside]
 
-    def look(channel: np.ndarray) -> np.ndarray:
-        return ndimage.map_coordinates(channel, at, order=1, mode="nearest", prefilter=False)
+    def look(channel: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+        points = at if where is None else at[:, where]
+        seen = ndimage.map_coordinates(channel, points, order=1, mode="nearest", prefilter=False)
+        if where is None:
+            return seen
+        full = np.zeros(len(where), np.float32)  # outside of the brain these maps are 0
+        full[where] = seen
+        return full
 
     nearest = tuple(np.clip(np.rint(part).astype(np.intp), 0, n - 1) for part, n in zip(at, maps.shape, strict=True))
     wear = _wear(age)
     brain_mm, grain = look(maps.brain_mm), look(subject.grain)
     blur = 0.09 * max(1.0, spacing)  # the levels rise by roughly 0.2 per mm at a border
     brain = sigmoid((0.3 - brain_mm) / (0.35 * max(1.0, spacing)))
-    surface = look(maps.parenchyma + 0.22 * subject.fold) - (0.42 + 0.36 * wear + subject.cortex_own)
-    border = look(maps.white + 0.16 * subject.fold_white) - (0.48 + 0.12 * wear**2 + subject.white_own)
+    close = brain > 0.01
+    surface = look(maps.parenchyma + 0.22 * subject.fold, close) - (0.42 + 0.36 * wear + subject.cortex_own)
+    border = look(maps.white + 0.16 * subject.fold_white, close) - (0.48 + 0.12 * wear**2 + subject.white_own)
     tissue = brain * sigmoid(surface / blur)
     white = tissue * sigmoid(border / blur)
     parts = {"csf": brain - tissue, "grey": tissue - white, "white": white}
@@ -196,8 +204,8 @@ def see(
     parts |= _around(1 - brain, brain_mm, look(maps.head_mm), grain, maps.organ[nearest], spacing, subject)
     lesion = np.zeros(len(grain), np.uint8)
     if subject.lesion is not None:
-        lesion = _injure(parts, subject.lesion, look(lesion_level(subject.lesion, years, maps)), brain)
-    return Anatomy(inside, parts, look(maps.texture), grain, brain_mm, _fill(inside, labels), _fill(inside, lesion))
+        lesion = _injure(parts, subject.lesion, look(lesion_level(subject.lesion, years, maps), close), brain)
+    return Anatomy(inside, parts, look(maps.texture, close), grain, brain_mm, _fill(inside, labels), _fill(inside, lesion))
 
 
 def template_points(
@@ -221,9 +229,17 @@ def _regions(
     parts: dict[str, np.ndarray], brain: np.ndarray, nearest: tuple[np.ndarray, ...], maps: Template
 ) -> np.ndarray:
     """The region of each voxel: that of its largest part, 0 where less than half of it is brain."""
-    most = np.argmax(np.stack([parts["csf"], parts["grey"], parts["white"]]), axis=0)
-    regions = np.choose(most, [maps.csf_region[nearest], maps.cortex_region[nearest], maps.white_region[nearest]])
-    return np.where(brain > 0.5, regions, 0).astype(np.uint8)
+    csf, grey, white = parts["csf"], parts["grey"], parts["white"]
+    regions = np.zeros(len(brain), np.uint8)
+    voxel = np.ravel_multi_index(nearest, maps.shape)
+    for mine, source in (
+        ((csf >= grey) & (csf >= white), maps.csf_region),
+        ((grey > csf) & (grey >= white), maps.cortex_region),
+        ((white > csf) & (white > grey), maps.white_region),
+    ):
+        where = mine & (brain > 0.5)
+        regions[where] = source.ravel()[voxel[where]]
+    return regions
 
 
 def _around(
@@ -254,7 +270,7 @@ def _around(
 
 def _injure(parts: dict[str, np.ndarray], lesion: Lesion, level: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Replace tissue by lesion in ``parts``; returns the lesion labels."""
-    for name in ("wmh", "infarct", "enhancing", "necrosis", "oedema"):
+    for name in LESION_LABELS.values():
         parts[name] = np.zeros_like(brain)
     if lesion.kind == "wmh":
         parts["wmh"] = sigmoid((level - WMH_LEVEL) / 0.07) * parts["white"]
@@ -270,10 +286,13 @@ def _injure(parts: dict[str, np.ndarray], lesion: Lesion, level: np.ndarray, bra
         parts["necrosis"], parts["enhancing"], parts["oedema"] = necrosis * brain, (core - necrosis) * brain, swollen
         parts["white"] = parts["white"] * (1 - core) - swollen
         parts["grey"], parts["csf"] = parts["grey"] * (1 - core), parts["csf"] * (1 - core)
-    names = ("wmh", "infarct", "enhancing", "necrosis", "oedema")
-    amounts = np.stack([parts[name] for name in names])
-    largest = amounts.argmax(0).astype(np.uint8) + 1
-    return np.where(amounts.sum(0) > 0.5, largest, 0).astype(np.uint8)
+    labels = np.zeros(len(brain), np.uint8)
+    total, largest = np.zeros_like(brain), np.zeros_like(brain)
+    for label, name in LESION_LABELS.items():
+        labels[parts[name] > largest] = label
+        np.maximum(largest, parts[name], out=largest)
+        total += parts[name]
+    return np.where(total > 0.5, labels, 0).astype(np.uint8)
 
 
 def _fill(inside: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ BRIGHTNESS: dict[str, dict[str, float]] = {
         "wmh": 0.66, "infarct": 0.72, "enhancing": 0.66, "necrosis": 0.92, "oedema": 0.80,
     },
     "FLAIR": {
-        "csf": 0.09, "grey": 0.58, "white": 0.46, "fluid": 0.14, "fat": 0.70, "muscle": 0.28, "bone": 0.05, "eye": 0.10,
+        "csf": 0.09, "grey": 0.60, "white": 0.44, "fluid": 0.14, "fat": 0.70, "muscle": 0.28, "bone": 0.05, "eye": 0.10,
         "wmh": 0.92, "infarct": 0.74, "enhancing": 0.72, "necrosis": 0.38, "oedema": 0.93,
     },
     "PDw": {
@@ -32,7 +32,7 @@ BRIGHTNESS: dict[str, dict[str, float]] = {
         "wmh": 0.88, "infarct": 0.92, "enhancing": 0.85, "necrosis": 0.86, "oedema": 0.90,
     },
     "DWI": {
-        "csf": 0.10, "grey": 0.48, "white": 0.42, "fluid": 0.10, "fat": 0.14, "muscle": 0.18, "bone": 0.03, "eye": 0.10,
+        "csf": 0.10, "grey": 0.52, "white": 0.41, "fluid": 0.10, "fat": 0.14, "muscle": 0.18, "bone": 0.03, "eye": 0.10,
         "wmh": 0.48, "infarct": 1.10, "enhancing": 0.62, "necrosis": 0.22, "oedema": 0.46,
     },
     "ADC": {
@@ -40,7 +40,7 @@ BRIGHTNESS: dict[str, dict[str, float]] = {
         "wmh": 0.38, "infarct": 0.13, "enhancing": 0.34, "necrosis": 0.70, "oedema": 0.48,
     },
     "SWI": {
-        "csf": 0.70, "grey": 0.64, "white": 0.56, "fluid": 0.45, "fat": 0.50, "muscle": 0.40, "bone": 0.04, "eye": 0.65,
+        "csf": 0.76, "grey": 0.68, "white": 0.54, "fluid": 0.45, "fat": 0.50, "muscle": 0.40, "bone": 0.04, "eye": 0.65,
         "wmh": 0.62, "infarct": 0.60, "enhancing": 0.50, "necrosis": 0.55, "oedema": 0.66,
     },
 }  # fmt: skip
@@ -69,9 +69,9 @@ def ideal(anatomy: Anatomy, contrast: str) -> np.ndarray:
     value += tissue * (np.float32(TEXTURE[contrast]) * anatomy.texture + np.float32(0.012) * anatomy.grain)
     value *= 1 + np.float32(0.015) * own
     if contrast in ("SWI", "T1ce"):
-        # Vessels lie where the grain crosses zero on a second, slower variation of itself.
-        vessel = np.exp(-((anatomy.grain / 0.05) ** 2)) * (anatomy.texture < 0) * tissue
-        value *= 1 + np.float32(-0.35 if contrast == "SWI" else 0.12) * vessel
+        # Vessels lie where the grain crosses zero in the darker tissue.
+        vessel = np.exp(-((anatomy.grain / 0.12) ** 2)) * (anatomy.texture < -0.02) * tissue
+        value *= 1 + np.float32(-0.45 if contrast == "SWI" else 0.12) * vessel
     full = np.zeros(anatomy.inside.shape, np.float32)
     full[anatomy.inside] = np.clip(value, 0, None)
     return full

@@ -44,7 +44,8 @@ def draw_lesion(kind: str, maps: Template, rng: np.random.Generator) -> Lesion |
         radii = rng.gamma(4.0, 0.9, size=(n, 1)).clip(1.5, 8) * rng.uniform(0.7, 1.4, size=(n, 3))
         return Lesion(kind, centres, radii, float(rng.uniform(0.03, 0.08)), seed)
     depth = 8.0 if kind == "infarct" else 16.0
-    weight = (maps.brain_mm < -depth) & (maps.parenchyma > 0.6) & np.isin(maps.cortex_region, range(7, 17))
+    side = np.abs(coordinates(maps.shape, maps.spacing_mm)[0]) > 18
+    weight = side & (maps.brain_mm < -depth) & (maps.parenchyma > 0.6) & np.isin(maps.cortex_region, range(7, 17))
     centres = _sample(maps, weight.astype(np.float32), 1, rng)
     if kind == "infarct":
         n = int(rng.integers(3, 7))
@@ -82,6 +83,8 @@ def lesion_level(lesion: Lesion, years: float, maps: Template) -> np.ndarray:
             level[box] += np.exp(-0.7 * squares)
     if nearest is not None:
         return nearest
+    if lesion.kind == "infarct":  # an artery's territory ends at the midline
+        level *= np.clip(0.5 + x * np.sign(lesion.centres_mm[:, 0].mean()) / 3, 0, 1)
     return level * (1 + 0.25 * uneven)
 
 

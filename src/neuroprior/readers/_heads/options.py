@@ -46,6 +46,13 @@ class Options(Config):
     subjects_for_order: int | None = None
     """Number of subjects over which age rises; only with the shortcut ``order``."""
 
+    @field_validator("age_range")
+    @classmethod
+    def _ordered_ages(cls, ages: tuple[float, float]) -> tuple[float, float]:
+        if not 18 <= ages[0] <= ages[1] <= 100:
+            raise ConfigError("the youngest age lies above the oldest, or out of range", expected="18 to 100 years", got=ages)
+        return ages
+
     @field_validator("contrasts")
     @classmethod
     def _known_contrasts(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -167,9 +167,7 @@ def _move(image: np.ndarray, to_image: np.ndarray, shape: tuple[int, int, int], 
     shift = np.rint(to_image[:3, 3])
     if np.allclose(to_image[:3, :3], np.eye(3), atol=1e-6) and np.allclose(to_image[:3, 3], shift, atol=1e-4):
         return copy_box(image, shift.astype(int), shape, fill)
-    return ndimage.affine_transform(
-        image, to_image[:3, :3], tuple(to_image[:3, 3]), output_shape=shape, order=1, mode="constant", cval=fill
-    )
+    return ndimage.affine_transform(image, to_image, output_shape=shape, order=1, mode="constant", cval=fill)
 
 
 def copy_box(image: np.ndarray, shift: np.ndarray, shape: tuple[int, int, int], fill: float) -> np.ndarray:

@@ -15,7 +15,7 @@ from .fields import affine
 from .options import Options
 from .person import Person, person
 from .scanners import FLAT_CONTRASTS, SCANNERS, Acquired, Protocol, Scanner, acquire, copy_box, head_pose, plan, store
-from .template import REGIONS, VENTRICLES, Template, template
+from .template import EXTENT_MM, ORIGIN_MM, REGIONS, VENTRICLES, Template, template
 
 REFERENCE_ORDER = ("T1w", "T2w", "FLAIR", "T1ce", "PDw")
 """Which contrast is a session's reference, best first; its grid carries the labels."""
@@ -184,3 +184,18 @@ def volumes_ml(head: Anatomy, spacing_mm: float) -> dict[str, float]:
     volumes["lesion"] = float(lesion[1:].sum())
     volumes |= {f"lesion-{name}": float(lesion[k]) for k, name in LESION_LABELS.items()}
     return {name: round(value, 4) for name, value in volumes.items()}
+
+
+def true_volumes(options: Options, number: int) -> dict[str, float]:
+    """The volumes in ml of a subject's head at the first session, without making any scan.
+
+    The head is seen upright on a grid of ``options.spacing_mm``, so they differ from a sitting's by how voxels fall.
+    """
+    who = person(options, number)
+    maps = template(options.spacing_mm)
+    own = traits(options, who, maps)
+    moved = displacement(own, who.age, 0.0)
+    step = options.spacing_mm
+    shape = tuple(int(extent / step) for extent in EXTENT_MM)
+    to_head = affine(np.eye(3) * step, np.asarray(ORIGIN_MM))
+    return volumes_ml(see(own, maps, (shape[0], shape[1], shape[2]), to_head, moved, who.age, 0.0), step)

@@ -19,6 +19,8 @@ ORIGIN_MM = (-92.0, -128.0, -100.0)
 EXTENT_MM = (184.0, 228.0, 208.0)
 """The corner and the extent of the template's box, in MNI millimetres (RAS+)."""
 
+Point = tuple[float, float, float]
+
 REGIONS: dict[int, tuple[str, str]] = {
     1: ("csf", "CSF"),
     2: ("left-ventricle", "CSF"),
@@ -223,8 +225,9 @@ def _regions(
 
 
 def _largest(mask: np.ndarray, keep: int) -> np.ndarray:
-    labels, n = ndimage.label(mask)
-    if n <= keep:
+    labels = np.zeros(mask.shape, np.int32)
+    ndimage.label(mask, output=labels)
+    if labels.max() <= keep:
         return mask
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -234,7 +237,7 @@ def _largest(mask: np.ndarray, keep: int) -> np.ndarray:
 def _head_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, brain_mm: np.ndarray, spacing: int) -> np.ndarray:
     """Signed distance to the skin: a shell around the brain, joined with a face and a neck."""
 
-    def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
+    def ellipsoid(centre: Point, radii: Point) -> np.ndarray:
         (cx, cy, cz), (rx, ry, rz) = centre, radii
         return (np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2) - 1) * min(radii)
 
@@ -245,7 +248,7 @@ def _head_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, brain_mm: np.nda
     radius = np.sqrt((x / 56) ** 2 + ((y + 28) / 62) ** 2)
     neck = np.maximum((radius - 1) * 56, z + 40)
     head = shell
-    for part, width in ((face, 10.0), (neck, 12.0), (nose, 5.0), (jaw, 8.0)):
+    for part, width in zip((face, neck, nose, jaw), (10.0, 12.0, 5.0, 8.0), strict=True):
         blend = np.clip(0.5 + 0.5 * (part - head) / width, 0, 1)  # smooth union
         head = part * (1 - blend) + head * blend - width * blend * (1 - blend)
     rng = np.random.Generator(np.random.PCG64(152))

@@ -25,8 +25,12 @@ from .template import REGIONS
 
 VERSION = 1
 TRUTH = Path("derivatives/truth")
-RECORD = TRUTH / "synthetic.json"
+RECORDS = Path("sourcedata/synthesis")
+RECORD = RECORDS / "synthetic.json"
 """What says that a folder is such a dataset, and with which options it was made."""
+
+VOLUMES = RECORDS / "volumes.tsv"
+"""The true volumes, a row a session."""
 
 FOLDER = {"DWI": "dwi", "ADC": "dwi"}
 SUFFIX = {"T1ce": "ce-gadolinium_T1w", "DWI": "trace", "SWI": "swi"}
@@ -67,7 +71,7 @@ def begin(out: Path, options: Options) -> None:
 
 def record_file(out: Path, subject: str) -> Path:
     """The file that is written last for a subject."""
-    return out / TRUTH / subject / f"{subject}_truth.json"
+    return out / RECORDS / f"{subject}.json"
 
 
 def is_written(out: Path, subject: str) -> bool:
@@ -167,7 +171,7 @@ def _tsv(path: Path, rows: list[list[str]]) -> None:
 
 def finish(out: Path, options: Options) -> list[str]:
     """Write the tables and descriptions over every complete subject in ``out``; returns the subjects' names."""
-    records = [read_json(path) for path in sorted((out / TRUTH).glob("sub-*/*_truth.json"))]
+    records = [read_json(path) for path in sorted((out / RECORDS).glob("sub-*.json"))]
     records = [record for record in records if is_written(out, record["participant_id"])]
     single = options.sessions == 1 and not options.travelling
     header = ["participant_id", "age", "sex", "health"] + (["site", "scanner"] if single else [])
@@ -194,10 +198,11 @@ def _write_tables(out: Path, records: list[dict[str, Any]]) -> None:
     for record in records:
         for session in record["sessions"]:
             facts = {**record, **session}
-            rows.append([str(facts[key]) for key in rows[0][:5]] + [f"{session['volumes_ml'][name]:.4f}" for name in names])
-    _tsv(out / TRUTH / "volumes.tsv", rows)
+            values = [f"{session['volumes_ml'][name]:.4f}" for name in names]
+            rows.append([*(str(facts[key]) for key in rows[0][:5]), *values])
+    _tsv(out / VOLUMES, rows)
     about = {name: {"Description": f"True volume of {name.replace('-', ' ')}", "Units": "mL"} for name in names}
-    write_json(out / TRUTH / "volumes.json", about)
+    write_json(out / VOLUMES.with_suffix(".json"), about)
     regions = [["index", "name", "tissue"]] + [[str(k), name, tissue] for k, (name, tissue) in REGIONS.items()]
     _tsv(out / TRUTH / "dseg.tsv", regions)
     _tsv(out / TRUTH / "desc-lesions_dseg.tsv", [["index", "name"]] + [[str(k), name] for k, name in LESION_LABELS.items()])
@@ -255,8 +260,8 @@ and made ill by chance, then seen by imaginary scanners ({", ".join(scanner.name
 - Every scan has a field of view of its own, as its header says, and within a session the head has moved by about a
   millimetre, as no header says.
 - `derivatives/truth` holds the exact regions (`dseg`), lesion masks, lesion parts and brain masks on the grid of each
-  session's reference scan (the `space` entity), and `volumes.tsv` with the true volumes of the whole head in millilitres.
-  Regions under a lesion keep the name of the tissue that was there.
+  session's reference scan (the `space` entity). Regions under a lesion keep the name of the tissue that was there.
+- `sourcedata/synthesis/volumes.tsv` holds the true volumes of the whole head in millilitres, a row a session.
 - The imaginary diffusion-weighted trace image is `dwi/*_trace.nii.gz`; the ADC is in um^2/s.
 
 Age, sex and health are independent of one another, of the scanner, of the subject's number and of anything in a header,

@@ -1,0 +1,235 @@
+"""The synthetic family: what a head looks like, what its truth says, and that nothing tells on anybody by accident."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from neuroprior.readers import synthetic
+from neuroprior.readers._heads.anatomy import LESION_LABELS
+from neuroprior.readers._heads.options import CONTRASTS, Options
+from neuroprior.readers._heads.person import person
+from neuroprior.readers._heads.scanners import SCANNERS, Acquired, head_pose, plan
+from neuroprior.readers._heads.subject import SyntheticSubject, make_subject, scanners_of, true_volumes
+from neuroprior.readers._heads.template import REGIONS
+from neuroprior.stages.synthesise import synthesise
+
+LABEL = {name: number for number, (name, _) in REGIONS.items()}
+
+
+@lru_cache(maxsize=8)
+def subject(health: str, sessions: int = 1, skull: bool = True) -> SyntheticSubject:
+    lesions = (health,) if health != "healthy" else ()
+    options = Options(
+        spacing_mm=3.0, contrasts=CONTRASTS, healthy=0.0, lesions=lesions, sessions=sessions, skull=skull, seed=5
+    )
+    return make_subject(options, 2)
+
+
+def on_labels(scan: Acquired, labels: Acquired) -> np.ndarray:
+    """The scan sampled at the voxels of the label map, by their headers."""
+    from scipy import ndimage
+
+    to_scan = np.linalg.inv(scan.affine) @ labels.affine
+    return ndimage.affine_transform(
+        scan.voxels.astype(np.float32), to_scan, output_shape=labels.voxels.shape, order=1, cval=np.nan
+    )
+
+
+def median_of(subject: SyntheticSubject, contrast: str, where: np.ndarray) -> float:
+    sitting = subject.sittings[0]
+    return float(np.nanmedian(on_labels(sitting.scans[contrast], sitting.labels)[where]))
+
+
+def deep(mask: np.ndarray) -> np.ndarray:
+    """The voxels all of whose neighbours belong to the mask too."""
+    from scipy import ndimage
+
+    return ndimage.binary_erosion(mask)
+
+
+@pytest.mark.parametrize(
+    ("contrast", "order"),
+    [
+        ("T1w", "WM GM CSF"),
+        ("T1ce", "WM GM CSF"),
+        ("T2w", "CSF GM WM"),
+        ("FLAIR", "GM WM CSF"),
+        ("PDw", "GM WM"),
+        ("DWI", "GM WM CSF"),
+        ("ADC", "CSF GM"),
+        ("SWI", "CSF GM WM"),
+    ],
+)
+def test_tissues_are_ordered_as_the_physics_says(contrast: str, order: str) -> None:
+    head = subject("healthy")
+    labels = head.sittings[0].labels.voxels
+    where = {
+        "CSF": deep(np.isin(labels, [LABEL["left-ventricle"], LABEL["right-ventricle"]])),
+        "GM": deep(np.isin(labels, [n for n, (_, tissue) in REGIONS.items() if tissue == "GM"])),  # no partial volume
+        "WM": deep(np.isin(labels, [5, 6])),
+    }
+    values = [median_of(head, contrast, where[tissue]) for tissue in order.split()]
+    assert values == sorted(values, reverse=True), dict(zip(order.split(), values, strict=True))
+    if contrast == "ADC":
+        assert values[0] > 2 * values[1]
+
+
+@pytest.mark.parametrize(
+    ("health", "part", "bright", "dark"),
+    [
+        ("wmh", "wmh", ("FLAIR", "T2w"), ("T1w",)),
+        ("infarct", "infarct", ("DWI", "FLAIR"), ("ADC", "T1w")),
+        ("tumour", "enhancing", ("T1ce",), ()),
+        ("tumour", "oedema", ("FLAIR", "T2w"), ("T1w",)),
+    ],
+)
+def test_only_some_contrasts_show_a_lesion(health: str, part: str, bright: tuple[str, ...], dark: tuple[str, ...]) -> None:
+    head = subject(health)
+    sitting = head.sittings[0]
+    number = {name: k for k, name in LESION_LABELS.items()}[part]
+    lesion = sitting.lesion.voxels == number
+    assert lesion.sum() > 20
+    around = np.isin(sitting.labels.voxels, (5, 6)) & (sitting.lesion.voxels == 0)
+    for contrast in bright:
+        assert median_of(head, contrast, lesion) > 1.1 * median_of(head, contrast, around), contrast
+    for contrast in dark:
+        assert median_of(head, contrast, lesion) < 0.97 * median_of(head, contrast, around), contrast
+    shown = sitting.volumes_ml[f"lesion-{part}"]
+    assert shown == pytest.approx(lesion.sum() * 0.027, rel=0.02)
+
+
+def test_the_healthy_have_no_lesion_and_the_truth_counts_voxels() -> None:
+    sitting = subject("healthy").sittings[0]
+    assert not sitting.lesion.voxels.any()
+    for number, (name, _) in REGIONS.items():
+        if name != "csf":
+            assert sitting.volumes_ml[name] == pytest.approx((sitting.labels.voxels == number).sum() * 0.027, abs=0.01)
+    assert set(np.unique(sitting.labels.voxels)) == {0, *REGIONS}
+    assert np.array_equal(sitting.labels.voxels > 0, sitting.brain_mask.voxels > 0)
+    assert sitting.labels.voxels.shape == sitting.scans["T1w"].voxels.shape
+    np.testing.assert_allclose(sitting.labels.affine, sitting.scans["T1w"].affine)
+
+
+def test_left_is_left() -> None:
+    sitting = subject("healthy").sittings[0]
+    for left in range(5, 21, 2):
+        places = [
+            (sitting.labels.affine @ np.append(np.argwhere(sitting.labels.voxels == n).mean(0), 1))[0] for n in (left, left + 1)
+        ]
+        assert places[0] < places[1]
+
+
+def test_time_widens_ventricles_and_grows_lesions() -> None:
+    head = subject("wmh", sessions=4)
+    assert [sitting.session for sitting in head.sittings] == ["ses-01", "ses-02", "ses-03", "ses-04"]
+    first, last = head.sittings[0], head.sittings[-1]
+    assert last.age >= first.age + 3
+    assert last.volumes_ml["ventricles"] > first.volumes_ml["ventricles"]
+    assert last.volumes_ml["lesion"] > 1.1 * first.volumes_ml["lesion"]
+    assert last.volumes_ml["intracranial"] == pytest.approx(first.volumes_ml["intracranial"], rel=0.01)
+
+
+def test_stripped_scans_have_no_scalp_and_each_its_own_outline() -> None:
+    sitting = subject("healthy", skull=False).sittings[0]
+    brain = sitting.brain_mask.voxels > 0
+    outlines = [np.nan_to_num(on_labels(sitting.scans[name], sitting.labels)) > 0 for name in ("T1w", "T2w", "FLAIR")]
+    for outline in outlines:
+        assert (outline & brain).sum() > 0.93 * brain.sum()
+        assert outline.sum() < 1.35 * brain.sum()
+    assert (outlines[0] != outlines[1]).sum() > 0.01 * brain.sum()
+
+
+def test_a_subject_depends_on_seed_and_number_alone() -> None:
+    options = Options(spacing_mm=6.0, contrasts=("T1w", "FLAIR"))
+    one, again, other = make_subject(options, 3), make_subject(options, 3), make_subject(options, 4)
+    assert one.person == again.person
+    for name in options.contrasts:
+        assert np.array_equal(one.sittings[0].scans[name].voxels, again.sittings[0].scans[name].voxels)
+    alone = make_subject(options.model_copy(update={"contrasts": ("FLAIR",)}), 3)
+    assert alone.person == one.person
+    assert one.sittings[0].volumes_ml != other.sittings[0].volumes_ml
+
+
+def test_volumes_tell_the_age() -> None:
+    """A ridge on the true volumes explains at least 70 % of age's variance in unseen subjects, lesions and all."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    options = Options(spacing_mm=4.0)
+    volumes = [true_volumes(options, number) for number in range(1, 61)]
+    names = [name for name in volumes[0] if not name.startswith("lesion")]
+    features = np.array([[row[name] / row["intracranial"] ** (name != "intracranial") for name in names] for row in volumes])
+    people = [person(options, number) for number in range(1, 61)]
+    age = np.array([one.age for one in people])
+    ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 11)))
+    guess = cross_val_predict(ridge, features, age, cv=KFold(10, shuffle=True, random_state=0))
+    explained = 1 - ((guess - age) ** 2).sum() / ((age - age.mean()) ** 2).sum()
+    assert explained >= 0.7, explained
+    size = features[:, names.index("intracranial")]
+    male = np.array([one.sex == "M" for one in people])
+    assert size[male].mean() > size[~male].mean() + size.std() * 0.7
+    atrophy = features[:, names.index("gm")]
+    ill = np.array([one.health != "healthy" for one in people])
+    assert abs(np.corrcoef(ill, age)[0, 1]) < 0.3
+    assert np.corrcoef(atrophy, age)[0, 1] < -0.6
+
+
+def test_numbers_scanners_and_boxes_tell_nothing() -> None:
+    options = Options()
+    people = [person(options, number) for number in range(1, 401)]
+    columns = {
+        "number": [one.number for one in people],
+        "age": [one.age for one in people],
+        "sex": [one.sex == "M" for one in people],
+        "health": [one.health != "healthy" for one in people],
+        "scanner": [SCANNERS.index(scanners_of(options, one)[0][0]) for one in people],
+    }
+    together = np.corrcoef(np.array(list(columns.values()), dtype=float))
+    assert np.abs(together - np.eye(len(columns))).max() < 0.17  # 3.4 standard errors
+    sizes = []
+    for seed in (1, 2):  # the same draw of a box, whatever the head's pose
+        pose = head_pose(np.random.default_rng(seed))
+        drawn = plan(SCANNERS[0], "T2w", 2.0, pose, np.random.default_rng(7), reference=False, skull=True)
+        sizes.append(drawn.shape)
+        corner = np.array([60.0, 60.0, 60.0, 1.0])
+        moved = np.linalg.norm((drawn.motion @ corner - corner)[:3])
+        assert 0.05 < moved < 5
+    assert sizes[0] == sizes[1]
+
+
+def test_shortcuts_are_there_when_asked_for() -> None:
+    ordered = Options(shortcut="order", subjects_for_order=20)
+    ages = [person(ordered, number).age for number in range(1, 21)]
+    assert ages == sorted(ages)
+    sites = Options(shortcut="site")
+    seen = {True: set(), False: set()}
+    for number in range(1, 60):
+        one = person(sites, number)
+        seen[one.health == "healthy"].add(scanners_of(sites, one)[0][0].name)
+    assert not seen[True] & seen[False]
+
+
+def test_reads_as_bids_with_the_true_volumes(tmp_path: Path) -> None:
+    root = tmp_path / "family"
+    synthesise(root, subjects=2, spacing=6.0, contrasts="FLAIR,T1ce,DWI,SWI", sessions=2, workers=1, progress=False)
+    assert synthetic.recognises(root)
+    assert synthetic.recognises(tmp_path) is None
+    scans = list(synthetic.read(root))
+    assert len(scans) == 2 * 2 * 4
+    assert {scan.contrast for scan in scans} == {"FLAIR", "T1ce", "DWI", "SWI"}
+    for scan in scans:
+        assert scan.status == "ok", scan.reasons
+        assert scan.age is not None and scan.sex in ("F", "M") and scan.health and scan.site and scan.scanner
+        assert set(scan.labels) >= {"dseg", "lesion"} and scan.brain_mask
+        assert scan.columns["true_intracranial_ml"] > 900
+    flair = next(scan for scan in scans if scan.contrast == "FLAIR")
+    image, labels = nibabel.nifti1.load(flair.path), nibabel.nifti1.load(flair.labels["dseg"])
+    assert image.shape == labels.shape
+    np.testing.assert_allclose(image.affine, labels.affine)
