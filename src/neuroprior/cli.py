@@ -1,0 +1,196 @@
+"""The command line: one subcommand a stage, made from the stage function's signature.
+
+Names, defaults and help are the function's own: parameters without a default are arguments, the others options, and the
+help texts come from the docstring. A stage is imported only when it is called; ``--help`` reads sources.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import logging
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from . import __version__
+from .core import shelf
+from .core.errors import NeuropriorError
+
+STAGES = Path(__file__).parent / "stages"
+ORDER = ("demo", "doctor", "synthesise", "index", "prepare", "pretrain", "finetune", "predict", "evaluate", "report")
+"""The order in ``--help``: as the data flows; other stages follow by name."""
+
+
+def stage_names() -> list[str]:
+    """The stages there are, read from the folder."""
+    found = {path.stem for path in STAGES.glob("*.py") if not path.stem.startswith("_")}
+    return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+
+
+def _first_line(name: str) -> str:
+    return (ast.get_docstring(ast.parse((STAGES / f"{name}.py").read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+class _Stages(TyperGroup):
+    """A group whose stage commands are made when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*stage_names(), "list"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in stage_names():
+            if ctx.resilient_parsing or _only_help(ctx):
+                return click.Command(cmd_name, help=_first_line(cmd_name))
+            return _command(cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        ctx.meta["invoking"] = True
+        return super().resolve_command(ctx, args)
+
+
+def _only_help(ctx: click.Context) -> bool:
+    """True while the list of commands is being drawn, so that no stage is imported for it."""
+    return not ctx.meta.get("invoking", False)
+
+
+app = typer.Typer(
+    cls=_Stages, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Foundation models of brain MRI: raw scans in, native-space predictions and a report you can trust out.",
+)  # fmt: skip
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an error."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Only warnings and errors."),
+) -> None:
+    if version:
+        typer.echo(f"neuroprior {__version__}")
+        raise typer.Exit
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("neuroprior").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+@app.command("list")
+def _list(
+    what: str = typer.Argument(..., help=f"One of: {', '.join((*shelf.SHELVES, 'stages', 'contrasts'))}."),
+    as_json: bool = typer.Option(False, "--json", help="Machine-readable."),
+) -> None:
+    """What is on a shelf: objectives, tasks, nets, readers, recipes, metrics ..."""
+    if what == "stages":
+        things = {name: _first_line(name) for name in stage_names()}
+    elif what == "contrasts":
+        from .core.contrasts import VOCABULARY
+
+        things = {entry.name: f"{entry.meaning} (also {', '.join(entry.aliases)})" for entry in VOCABULARY}
+    else:
+        things = {name: shelf.about(what, name) for name in shelf.names(what)}
+    if as_json:
+        typer.echo(json.dumps(things, indent=2))
+        return
+    width = max((len(name) for name in things), default=0)
+    for name, about in things.items():
+        typer.echo(f"{name:<{width}}  {about}")
+
+
+def argument_help(function: Callable[..., Any]) -> dict[str, str]:
+    """Parameter name -> its text in the ``Args:`` part of a docstring."""
+    section = re.search(r"^Args:\n(.*?)(?:\n\S|\Z)", inspect.getdoc(function) or "", re.DOTALL | re.MULTILINE)
+    texts: dict[str, str] = {}
+    name = None
+    for line in (section.group(1) if section else "").splitlines():
+        entry = re.match(r"^    (\w+): (.*)", line)
+        if entry:
+            name = entry.group(1)
+            texts[name] = entry.group(2)
+        elif name:
+            texts[name] += " " + line.strip()
+    return texts
+
+
+def _command(name: str) -> click.Command:
+    """The click command of a stage."""
+    function = getattr(importlib.import_module(f"neuroprior.stages.{name}"), name)
+    texts = argument_help(function)
+    hints = typing.get_type_hints(function)
+    parameters: list[click.Parameter] = []
+    lists = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and _is_list(hints[p.name])]
+    for parameter in inspect.signature(function).parameters.values():
+        hint, many = _plain(hints[parameter.name])
+        kind: Any = click.Path(path_type=Path) if hint is Path else hint
+        text = texts.get(parameter.name, "")
+        spelled = parameter.name.rstrip("_").replace("_", "-")
+        if parameter.default is parameter.empty and not parameter.name.endswith("_") and not _option_like(parameter, lists):
+            parameters.append(click.Argument([parameter.name], type=kind, nargs=-1 if many else 1, required=True, metavar=spelled.upper() + ("..." if many else "")))
+        elif hint is bool:
+            default = bool(parameter.default)
+            flag = f"--{spelled}/--no-{spelled}"
+            parameters.append(click.Option([flag, parameter.name], default=default, help=text, show_default=True))
+        else:
+            default = None if parameter.default is parameter.empty else parameter.default
+            parameters.append(
+                click.Option(
+                    [f"--{spelled}", parameter.name], type=kind, default=default, multiple=many, help=text,
+                    required=parameter.default is parameter.empty, show_default=default is not None,
+                )  # fmt: skip
+            )
+    summary = inspect.getdoc(function) or ""
+    return click.Command(
+        name, params=parameters, help=summary.split("\nArgs:")[0].strip(), callback=lambda **values: _call(function, values)
+    )
+
+
+def _option_like(parameter: inspect.Parameter, lists: list[inspect.Parameter]) -> bool:
+    """Words that read better as options even where they are required."""
+    return parameter.name in {"task", "target", "reference"}
+
+
+def _is_list(hint: Any) -> bool:
+    return _plain(hint)[1]
+
+
+def _plain(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether there may be many."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        members = [member for member in typing.get_args(hint) if member is not type(None)]
+        hint = Path if Path in members and len(members) > 1 else members[0]
+    if typing.get_origin(hint) in (list, tuple):
+        return _plain(typing.get_args(hint)[0])[0], True
+    if typing.get_origin(hint) is typing.Literal:
+        return click.Choice([str(value) for value in typing.get_args(hint)]), False
+    return hint, False
+
+
+def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
+    """Run a stage; its result is printed, its exit code handed on."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    result = function(**values)
+    if result is not None:
+        typer.echo(str(result))
+    sys.exit(getattr(result, "exit_code", 0))
+
+
+def main() -> None:
+    """Entry point of the command ``neuroprior``: 0 done, 2 wrong input, 3 done with failed cases, 75 stopped (try again)."""
+    try:
+        app()
+    except NeuropriorError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
