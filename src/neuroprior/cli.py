@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import typer
-from typer.core import TyperGroup
 
 from . import __version__
 from .core import shelf
@@ -30,6 +28,9 @@ from .core.errors import NeuropriorError
 STAGES = Path(__file__).parent / "stages"
 ORDER = ("demo", "doctor", "synthesise", "index", "prepare", "pretrain", "finetune", "predict", "evaluate", "report")
 """The order in ``--help``: as the data flows; other stages follow by name."""
+
+OPTIONS = {"task", "target", "reference"}
+"""Required parameters that read better as options."""
 
 
 def stage_names() -> list[str]:
@@ -42,11 +43,11 @@ def _first_line(name: str) -> str:
     return (ast.get_docstring(ast.parse((STAGES / f"{name}.py").read_text(encoding="utf-8"))) or "").split("\n")[0]
 
 
-class _Stages(TyperGroup):
+class _Stages(click.Group):
     """A group whose stage commands are made when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*stage_names(), "list"]
+        return [*stage_names(), *sorted(self.commands)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in stage_names():
@@ -65,30 +66,20 @@ def _only_help(ctx: click.Context) -> bool:
     return not ctx.meta.get("invoking", False)
 
 
-app = typer.Typer(
-    cls=_Stages, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Foundation models of brain MRI: raw scans in, native-space predictions and a report you can trust out.",
-)  # fmt: skip
-
-
-@app.callback()
-def _main(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
-    debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an error."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Only warnings and errors."),
-) -> None:
-    if version:
-        typer.echo(f"neuroprior {__version__}")
-        raise typer.Exit
+@click.group(cls=_Stages, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="neuroprior")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.option("--quiet", "-q", is_flag=True, help="Only warnings and errors.")
+def app(debug: bool, quiet: bool) -> None:
+    """Foundation models of brain MRI: raw scans in, native-space predictions and a report you can trust out."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("neuroprior").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 @app.command("list")
-def _list(
-    what: str = typer.Argument(..., help=f"One of: {', '.join((*shelf.SHELVES, 'stages', 'contrasts'))}."),
-    as_json: bool = typer.Option(False, "--json", help="Machine-readable."),
-) -> None:
+@click.argument("what", type=click.Choice([*shelf.SHELVES, "stages", "contrasts"]))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def _list(what: str, as_json: bool) -> None:
     """What is on a shelf: objectives, tasks, nets, readers, recipes, metrics ..."""
     if what == "stages":
         things = {name: _first_line(name) for name in stage_names()}
@@ -99,11 +90,11 @@ def _list(
     else:
         things = {name: shelf.about(what, name) for name in shelf.names(what)}
     if as_json:
-        typer.echo(json.dumps(things, indent=2))
+        click.echo(json.dumps(things, indent=2))
         return
     width = max((len(name) for name in things), default=0)
     for name, about in things.items():
-        typer.echo(f"{name:<{width}}  {about}")
+        click.echo(f"{name:<{width}}  {about}")
 
 
 def argument_help(function: Callable[..., Any]) -> dict[str, str]:
@@ -127,14 +118,14 @@ def _command(name: str) -> click.Command:
     texts = argument_help(function)
     hints = typing.get_type_hints(function)
     parameters: list[click.Parameter] = []
-    lists = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and _is_list(hints[p.name])]
     for parameter in inspect.signature(function).parameters.values():
         hint, many = _plain(hints[parameter.name])
         kind: Any = click.Path(path_type=Path) if hint is Path else hint
         text = texts.get(parameter.name, "")
         spelled = parameter.name.rstrip("_").replace("_", "-")
-        if parameter.default is parameter.empty and not parameter.name.endswith("_") and not _option_like(parameter, lists):
-            parameters.append(click.Argument([parameter.name], type=kind, nargs=-1 if many else 1, required=True, metavar=spelled.upper() + ("..." if many else "")))
+        if parameter.default is parameter.empty and not parameter.name.endswith("_") and parameter.name not in OPTIONS:
+            shown = spelled.upper() + ("..." if many else "")
+            parameters.append(click.Argument([parameter.name], type=kind, nargs=-1 if many else 1, required=True, metavar=shown))
         elif hint is bool:
             default = bool(parameter.default)
             flag = f"--{spelled}/--no-{spelled}"
@@ -151,15 +142,6 @@ def _command(name: str) -> click.Command:
     return click.Command(
         name, params=parameters, help=summary.split("\nArgs:")[0].strip(), callback=lambda **values: _call(function, values)
     )
-
-
-def _option_like(parameter: inspect.Parameter, lists: list[inspect.Parameter]) -> bool:
-    """Words that read better as options even where they are required."""
-    return parameter.name in {"task", "target", "reference"}
-
-
-def _is_list(hint: Any) -> bool:
-    return _plain(hint)[1]
 
 
 def _plain(hint: Any) -> tuple[Any, bool]:
@@ -179,7 +161,7 @@ def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     result = function(**values)
     if result is not None:
-        typer.echo(str(result))
+        click.echo(str(result))
     sys.exit(getattr(result, "exit_code", 0))
 
 
@@ -190,7 +172,7 @@ def main() -> None:
     except NeuropriorError as error:
         if "--debug" in sys.argv:
             raise
-        typer.secho(f"error: {error}", fg="red", err=True)
+        click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
