@@ -116,7 +116,9 @@ def _command(name: str) -> click.Command:
     """The click command of a stage."""
     function = getattr(importlib.import_module(f"neuroprior.stages.{name}"), name)
     texts = argument_help(function)
-    hints = typing.get_type_hints(function)
+    probe = types.FunctionType(function.__code__, function.__globals__)  # the return type may be known to checkers only
+    probe.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    hints = typing.get_type_hints(probe)
     parameters: list[click.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
         hint, many = _plain(hints[parameter.name])
