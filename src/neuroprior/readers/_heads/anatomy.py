@@ -28,7 +28,7 @@ from .lesions import (
 )
 from .options import Options
 from .person import Person
-from .template import EXTENT_MM, ORIGIN_MM, VENTRICLES, Template
+from .template import EXTENT_MM, ORIGIN_MM, Template
 
 FLOW_MM = 6.0
 """Spacing of the grid on which deformations are integrated."""
@@ -128,10 +128,8 @@ def _flow_points() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _widening(maps: Template) -> np.ndarray:
     """A velocity that points out of the lateral ventricles, at most 1 mm long."""
-    ventricle = np.isin(maps.csf_region, VENTRICLES) & (maps.parenchyma < 0.5) & (maps.brain_mm < -8)
-    blurred = ndimage.gaussian_filter(ventricle.astype(np.float32), 6.0 / maps.spacing_mm)
     where = np.indices(_flow_shape(), dtype=np.float32) * (FLOW_MM / maps.spacing_mm)
-    coarse = ndimage.map_coordinates(blurred, where, order=1, mode="nearest")
+    coarse = ndimage.map_coordinates(maps.near_ventricles, where, order=1, mode="nearest")
     outward = -np.stack([np.gradient(coarse, axis=axis) for axis in range(3)])
     return (outward / np.abs(outward).max()).astype(np.float32)
 
@@ -211,8 +209,8 @@ def see(
 def template_points(
     moved_mm: np.ndarray, size: np.ndarray, spacing_mm: float, shape: tuple[int, int, int], to_head: np.ndarray
 ) -> np.ndarray:
-    """(3, x, y, z) template voxel coordinates of a grid's voxels, interpolated linearly between points 4 mm apart."""
-    step = max(1, round(4.0 / float(np.linalg.norm(to_head[:3, 0]))))
+    """(3, x, y, z) template voxel coordinates of a grid's voxels, interpolated linearly between points of the flow grid's spacing."""
+    step = max(1, round(FLOW_MM / float(np.linalg.norm(to_head[:3, 0]))))
     counts = [-(-(n - 1) // step) + 1 for n in shape]
     index = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) * step for n in counts), indexing="ij"))
     head_mm = np.tensordot(to_head[:3, :3], index, axes=1) + to_head[:3, 3, None, None, None]

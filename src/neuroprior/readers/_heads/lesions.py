@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .fields import smooth_noise
-from .template import ORIGIN_MM, REGIONS, Template, coordinates
+from .template import ORIGIN_MM, Template, coordinates
 
 WMH_LEVEL, INFARCT_LEVEL = 0.5, 0.5
 TUMOUR_NECROSIS, TUMOUR_RIM, TUMOUR_OEDEMA = 0.62, 1.0, 1.75
@@ -40,7 +40,7 @@ def draw_lesion(kind: str, maps: Template, rng: np.random.Generator) -> Lesion |
     seed = int(rng.integers(2**31))
     if kind == "wmh":
         n = int(rng.integers(16, 46))
-        centres = _sample(maps, _periventricular(maps), n, rng)
+        centres = _sample(maps, maps.periventricular, n, rng)
         radii = rng.gamma(4.0, 0.9, size=(n, 1)).clip(1.5, 8) * rng.uniform(0.7, 1.4, size=(n, 3))
         return Lesion(kind, centres, radii, float(rng.uniform(0.03, 0.08)), seed)
     depth = 8.0 if kind == "infarct" else 16.0
@@ -95,16 +95,6 @@ def mass_effect(lesion: Lesion, years: float, points_mm: tuple[np.ndarray, np.nd
     away = np.stack(np.broadcast_arrays(*(p - c for p, c in zip(points_mm, lesion.centres_mm[0], strict=True))))
     falloff = np.exp(-(away**2).sum(0) / (2 * (1.9 * radius) ** 2))
     return (0.35 * away * falloff).astype(np.float32)
-
-
-def _periventricular(maps: Template) -> np.ndarray:
-    from scipy import ndimage
-
-    ventricle = np.isin(maps.csf_region, (2, 3)) & (maps.parenchyma < 0.5)
-    near = ndimage.gaussian_filter(ventricle.astype(np.float32), 7.0 / maps.spacing_mm)
-    cerebral = np.isin(maps.white_region, [k for k, (name, _) in REGIONS.items() if "cerebral-white" in name])
-    white = (maps.white > 0.8) & cerebral & ~np.isin(maps.cortex_region, (7, 8)) & (maps.brain_mm < -6)
-    return white * (near + 0.006)
 
 
 def _sample(maps: Template, weight: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

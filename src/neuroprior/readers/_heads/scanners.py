@@ -135,7 +135,8 @@ def acquire(
             little off, as every stripping is.
 
     Returns:
-        float32 voxels in RAS order where brightness 1 is about ``scanner.scale`` (for ADC 3000, in 1e-6 mm2/s), and bool where the head is not air.
+        float32 voxels in RAS order where brightness 1 is about ``scanner.scale`` (for ADC 3000, in 1e-6 mm2/s), and bool
+        where the head is not air.
     """
     spacing = np.linalg.norm(protocol.affine[:3, :3], axis=0)
     fine = float(np.linalg.norm(image_affine[:3, 0]))

@@ -160,7 +160,7 @@ def _box(
         corners.append(back[:3, :3] @ world + back[:3, 3:])
     every = np.concatenate(corners, axis=1)
     low, high = np.floor(every.min(1)).astype(int) - 2, np.ceil(every.max(1)).astype(int) + 3
-    step = max(1, round(5.0 / float(np.linalg.norm(to_head[:3, 0]))))
+    step = max(1, round(8.0 / float(np.linalg.norm(to_head[:3, 0]))))
     counts = -(-(high - low) // step) + 1
     coarse = to_head @ affine(np.eye(3) * step, low)
     at = template_points(moved, own.size, maps.spacing_mm, (int(counts[0]), int(counts[1]), int(counts[2])), coarse)

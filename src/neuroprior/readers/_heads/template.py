@@ -8,7 +8,7 @@ construction, and no atlas.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -79,6 +79,18 @@ class Template:
         """Voxels along each axis."""
         x, y, z = self.parenchyma.shape
         return x, y, z
+
+    @cached_property
+    def near_ventricles(self) -> np.ndarray:
+        """float32, the ventricles blurred by 6 mm: high in them, falling with the distance."""
+        ventricle = np.isin(self.csf_region, VENTRICLES) & (self.parenchyma < 0.5) & (self.brain_mm < -8)
+        return ndimage.gaussian_filter(ventricle.astype(np.float32), 6.0 / self.spacing_mm)
+
+    @cached_property
+    def periventricular(self) -> np.ndarray:
+        """float32, where white-matter hyperintensities begin: deep cerebral white matter, above all near the ventricles."""
+        cerebral = np.isin(self.white_region, (5, 6)) & ~np.isin(self.cortex_region, (7, 8))
+        return ((self.white > 0.8) & cerebral & (self.brain_mm < -6)) * (self.near_ventricles + np.float32(0.006))
 
 
 def template(spacing_mm: float) -> Template:
