@@ -209,7 +209,7 @@ def see(
 def template_points(
     moved_mm: np.ndarray, size: np.ndarray, spacing_mm: float, shape: tuple[int, int, int], to_head: np.ndarray
 ) -> np.ndarray:
-    """(3, x, y, z) template voxel coordinates of a grid's voxels, interpolated linearly between points of the flow grid's spacing."""
+    """(3, x, y, z) template voxel coordinates of a grid's voxels, interpolated linearly between points FLOW_MM apart."""
     step = max(1, round(FLOW_MM / float(np.linalg.norm(to_head[:3, 0]))))
     counts = [-(-(n - 1) // step) + 1 for n in shape]
     index = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) * step for n in counts), indexing="ij"))
