@@ -29,7 +29,7 @@ STAGES = Path(__file__).parent / "stages"
 ORDER = ("demo", "doctor", "synthesise", "index", "prepare", "pretrain", "finetune", "predict", "evaluate", "report")
 """The order in ``--help``: as the data flows; other stages follow by name."""
 
-OPTIONS = {"task", "target", "reference"}
+OPTIONS = {"out", "task", "target", "reference"}
 """Required parameters that read better as options."""
 
 
