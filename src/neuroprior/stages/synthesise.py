@@ -48,8 +48,8 @@ def synthesise(
 ) -> SynthesisSummary:
     """Make a family of synthetic heads: a BIDS dataset with exact labels, lesions and volumes.
 
-    A subject depends on the settings, the seed and its number, and on nothing else, to the byte; a run that was cut off goes
-    on where it stopped, and more subjects can be added later.
+    A subject depends on the settings, the seed and its number, and on nothing else, to the byte; a run that was cut off
+    goes on where it stopped, and more subjects can be added later.
 
     Args:
         out: new folder, or one that an earlier run with the same settings began.
@@ -65,7 +65,7 @@ def synthesise(
         lesions: comma-separated kinds that the others have, of wmh, infarct, tumour.
         age_from: youngest age in years.
         age_to: oldest age in years.
-        workers: processes; by default the number of cores the process may use.
+        workers: processes; by default the number of usable cores, fewer for small families.
         progress: show a progress bar.
 
     Returns:
@@ -105,8 +105,10 @@ def synthesise(
     started = time.monotonic()
     begin(out, options)
     missing = [n for n in range(1, subjects + 1) if not is_written(out, person(options, n).name)]
-    count = min(workers if workers is not None else len(os.sched_getaffinity(0)), max(1, len(missing)))
-    _write_all(out, options, missing, max(1, count), progress)
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, len(missing) // 5)  # a process takes as long to start as a few subjects to make
+    _write_all(out, options, missing, max(1, min(workers, len(missing))), progress)
     names = finish(out, options)
     logger.info("%d subjects in %s", len(names), out)
     return SynthesisSummary(out, len(missing), subjects - len(missing), time.monotonic() - started)
