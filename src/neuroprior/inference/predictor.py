@@ -18,7 +18,8 @@ import torch
 
 from ..core import nifti
 from ..core.errors import ConfigError, InputError
-from ..core.geometry import Conformed, conform_session, to_native
+from ..core.geometry import Conformed, to_native
+from ..core.session import conform_session
 from ..core.volume import Volume
 from . import windows
 from .model import Model, require_head

@@ -44,6 +44,7 @@ def predict(
     inputs: list[str],
     out: Path = Path("predictions"),
     split: str | None = None,
+    dataset: str | None = None,
     reference: str | None = None,
     overlap: float = 0.5,
     probabilities: bool = False,
@@ -57,6 +58,7 @@ def predict(
         inputs: scans by contrast (T1w=a.nii.gz FLAIR=b.nii.gz, together one case), NIfTI files, BIDS folders, or an index.
         out: folder of the BIDS derivative.
         split: only the cases of this split (train, val, test) of an index.
+        dataset: only the cases of this dataset of an index.
         reference: contrast whose native grid the masks are given on; by default the first of T1w, T2w, FLAIR, any.
         overlap: of neighbouring windows, 0 to below 1.
         probabilities: also write the foreground probability of every voxel.
@@ -89,18 +91,18 @@ def predict(
     for item in inputs:
         if item.endswith(".parquet"):
             scans = read_index(Path(item))
-            chosen = [scan for scan in scans if split is None or scan.split == split]
+            chosen = [s for s in scans if split in (None, s.split) and dataset in (None, s.dataset)]
             if not chosen:
                 raise InputError(
-                    f"the index has no scan in split {split!r}",
-                    file=item,
-                    got=f"splits {', '.join(sorted({scan.split or 'none' for scan in scans}))}",
-                )
+                    "the index has no such scan", file=item, expected=f"split {split or 'any'}, dataset {dataset or 'any'}",
+                    got=f"splits {', '.join(sorted({s.split or 'none' for s in scans}))}; "
+                    f"datasets {', '.join(sorted({s.dataset for s in scans}))}",
+                )  # fmt: skip
             cases += from_scans(chosen)
         else:
             others.append(item)
-    if split is not None and others:
-        raise ConfigError("--split needs an index", got=", ".join(others), next_step="run neuroprior index first")
+    if (split or dataset) and others:
+        raise ConfigError("--split and --dataset need an index", got=", ".join(others), next_step="run neuroprior index first")
     cases += from_arguments(others, loaded.contrasts)
     cases = [case for case in cases if split is None or any(name in loaded.contrasts for name in case.scans)]
     if not cases:
