@@ -121,8 +121,6 @@ def _check_label(image: np.ndarray, grid: object, path: Path) -> tuple[str | Non
         return "left out: it equals its image", False
     if own != grid and overlap(own, grid) < LABEL_OVERLAP:  # type: ignore[arg-type]  # both are grids
         return "left out: it lies outside the scan's field of view", False
-    if not label.voxels.any():
-        return "it is empty", True
     if own.shape != image.shape:
         return "it lies on another grid: it will be resampled", True
     return (notes[0], True) if notes else (None, True)

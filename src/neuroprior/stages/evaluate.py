@@ -1,0 +1,269 @@
+"""Evaluate: predictions and a reference in, a table of scores with intervals out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..core.records import Score
+
+logger = logging.getLogger(__name__)
+
+HEADLINES = ("dice", "nsd", "lesion_f1", "auroc", "balanced_accuracy", "mae", "pearson_r")
+
+
+@dataclass(frozen=True)
+class EvaluateSummary:
+    """The scores over the whole set.
+
+    Attributes:
+        out: the table.
+        headlines: the rows that people look at first.
+        failed: cases without a prediction; they count as the worst.
+    """
+
+    out: Path
+    headlines: tuple[Score, ...]
+    failed: int
+
+    def __str__(self) -> str:
+        lines = []
+        for row in self.headlines:
+            value = "not defined" if row.value is None else f"{row.value:.3f}"
+            between = "" if row.low is None else f" [{row.low:.3f}, {row.high:.3f}]"
+            lines.append(f"{row.model:<12} {row.metric} {row.region}: {value}{between}, n = {row.n}")
+        if self.failed:
+            lines.append(f"{self.failed} failed cases counted as the worst")
+        return "\n".join([*lines, str(self.out)])
+
+
+def evaluate(
+    predictions: Path,
+    reference: Path,
+    out: Path = Path("scores.parquet"),
+    name: str | None = None,
+    rule: str = "honest",
+    tolerance_mm: float = 1.0,
+    seed: int = 0,
+) -> EvaluateSummary:
+    """Score predictions case by case and over the set, beside the trivial floor.
+
+    Args:
+        predictions: folder made by neuroprior predict, or any folder of masks named as in the reference folder.
+        reference: index (.parquet) that holds labels and columns, or a folder of reference masks.
+        out: the table of scores (Parquet).
+        name: of the model in tables; by default the predictions folder's name.
+        rule: for empty masks: "honest" or "fomo26".
+        tolerance_mm: of the normalised surface Dice.
+        seed: of the bootstrap.
+
+    Returns:
+        The scores over the whole set; every case's rows are in the table.
+
+    Raises:
+        InputError: nothing can be compared.
+    """
+    from ..assessments.accuracy import Context
+    from ..core import artifacts
+    from ..core.errors import ConfigError, InputError
+
+    if rule not in ("honest", "fomo26"):
+        raise ConfigError(f"unknown --rule {rule!r}", expected="honest or fomo26")
+    if not predictions.is_dir():
+        raise InputError("there is no predictions folder", file=predictions)
+    model = name or predictions.name
+    if (predictions / "predictions.json").is_file():
+        info = artifacts.read_json(predictions / "predictions.json")
+        context = Context(model, info["task"], info["target"], rule=rule, tolerance_mm=tolerance_mm, seed=seed)
+        scores, failed = _from_table(context, predictions, reference, info)
+    else:
+        context = Context(model, "segmentation", "mask", rule=rule, tolerance_mm=tolerance_mm, seed=seed)
+        scores, failed = _from_folders(context, predictions, reference)
+    _write(scores, out, {"rule": rule, "tolerance_mm": tolerance_mm, "predictions": str(predictions), "reference": str(reference)})
+    headlines = tuple(row for row in scores if row.case == "all" and row.metric in HEADLINES and "," not in row.region)
+    return EvaluateSummary(out, headlines, failed)
+
+
+def _from_table(context: Any, predictions: Path, reference: Path, info: dict[str, Any]) -> tuple[list[Score], int]:
+    """Scores of a predictions folder against an index."""
+    import csv
+
+    from ..core.errors import InputError
+    from ..core.records import BAD
+    from ..data.index import read_index
+
+    with open(predictions / "predictions.tsv", encoding="utf-8", newline="") as file:
+        rows = [{k: None if v == "n/a" else v for k, v in row.items()} for row in csv.DictReader(file, delimiter="\t")]
+    sessions: dict[str, list[Any]] = {}
+    for scan in read_index(reference):
+        if scan.status != BAD:
+            sessions.setdefault(f"{scan.subject}/{scan.session}" if scan.session else scan.subject, []).append(scan)
+    known = [row for row in rows if row["case"] in sessions]
+    if not known:
+        raise InputError("no predicted case is in the reference", file=reference, got=", ".join(str(row["case"]) for row in rows[:3]))
+    if context.task == "segmentation":
+        return _segmentation(context, predictions, known, sessions, info)
+    usable = [row for row in known if _truth(sessions[str(row["case"])], context.target) is not None]
+    if not usable:
+        raise InputError(f"no predicted case has a value in column {context.target!r}", file=reference)
+    if len(usable) < len(known):
+        logger.warning("%d predicted cases have no value in %s and are not scored", len(known) - len(usable), context.target)
+    failed = sum(row["status"] != "ok" for row in usable)
+    scorer = _classification if context.task == "classification" else _regression
+    return scorer(context, usable, [_truth(sessions[str(row["case"])], context.target) for row in usable], info), failed
+
+
+def _truth(scans: list[Any], target: str) -> Any:
+    return next((value for value in (scan.value(target) for scan in scans) if value is not None), None)
+
+
+def _segmentation(
+    context: Any, predictions: Path, rows: list[dict[str, Any]], sessions: dict[str, list[Any]], info: dict[str, Any]
+) -> tuple[list[Score], int]:
+    from dataclasses import replace
+
+    import numpy as np
+
+    from ..assessments.accuracy import segmentation_case, summarise
+    from ..core import nifti
+    from ..core.errors import InputError
+    from ..core.geometry import grid_of, resample_labels
+    from ..core.volume import Volume
+
+    values = info["label_values"]
+    regions = {context.target: values[0]} if len(values) == 1 else {f"{context.target} {value}": value for value in values}
+    made: list[Score] = []
+    floor: list[Score] = []
+    floor_context = replace(context, model="floor: empty mask")
+    failed = scored = 0
+    for row in rows:
+        scans = sessions[row["case"]]
+        contrast = row.get("reference")
+        ordered = sorted(scans, key=lambda scan: (scan.contrast != contrast, scan.scan))
+        label_path = next((scan.labels[context.target] for scan in ordered if context.target in scan.labels), None)
+        if label_path is None:
+            logger.warning("%s has no label %r and is not scored", row["case"], context.target)
+            continue
+        scored += 1
+        truth, _ = nifti.read_labels(label_path)
+        note = ""
+        if row["status"] == "ok" and row["output"]:
+            guess, _ = nifti.read_labels(predictions / row["output"])
+            reference = truth.voxels
+            if grid_of(truth) != grid_of(guess) and not _same(truth, guess):
+                reference = resample_labels(truth, grid_of(guess))
+                note = "reference resampled to the prediction's grid"
+        else:
+            failed += 1
+            note = f"failed: {row['reason']}"
+            guess, reference = Volume(np.zeros_like(truth.voxels), truth.affine), truth.voxels
+        made += segmentation_case(context, row["case"], row["subject"], guess.voxels, reference, guess.spacing_mm, regions, note)
+        floor += segmentation_case(
+            floor_context, row["case"], row["subject"], np.zeros_like(reference), reference, guess.spacing_mm, regions
+        )
+    if not scored:
+        raise InputError(f"no predicted case has a label {context.target!r} in the reference")
+    return made + summarise(context, made) + floor + summarise(floor_context, floor), failed
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two volumes lie on one grid up to rounding in their headers."""
+    from ..core.geometry import corner_distance_mm, grid_of
+
+    return a.shape == b.shape and corner_distance_mm(grid_of(a), grid_of(b)) < 0.01 * min(a.spacing_mm)
+
+
+def _classification(context: Any, rows: list[dict[str, Any]], truth: list[Any], info: dict[str, Any]) -> list[Score]:
+    from dataclasses import replace
+
+    from ..assessments.accuracy import classify
+
+    names = [str(value) for value in truth]
+    cases, subjects = [row["case"] for row in rows], [row["subject"] for row in rows]
+    prior = info["floor"]["prior"]
+    common = max(prior, key=lambda name: prior[name])
+    positive = info["positive"]
+    guess = [row["value"] if row["status"] == "ok" else "failed" for row in rows]
+    # a failed case is put where it hurts: at the wrong end
+    probability = [
+        float(row["probability"]) if row["status"] == "ok" else (0.0 if name == positive else 1.0) for row, name in zip(rows, names, strict=True)
+    ]
+    notes = ["" if row["status"] == "ok" else f"failed: {row['reason']}" for row in rows]
+    made = classify(context, cases, subjects, names, guess, probability, positive, notes)
+    floor = replace(context, model="floor: prior")
+    return made + classify(floor, cases, subjects, names, [common] * len(rows), [prior[positive]] * len(rows), positive)
+
+
+def _regression(context: Any, rows: list[dict[str, Any]], truth: list[Any], info: dict[str, Any]) -> list[Score]:
+    from dataclasses import replace
+
+    from ..assessments.accuracy import regress
+
+    numbers = [float(value) for value in truth]
+    cases, subjects = [row["case"] for row in rows], [row["subject"] for row in rows]
+    mean = float(info["floor"]["mean"])
+    guess = [
+        float(row["value"]) if row["status"] == "ok" else number + 2 * (mean - number) for row, number in zip(rows, numbers, strict=True)
+    ]
+    notes = ["" if row["status"] == "ok" else f"failed, counted as twice the floor's error: {row['reason']}" for row in rows]
+    made = regress(context, cases, subjects, numbers, guess, notes)
+    return made + regress(replace(context, model="floor: training mean"), cases, subjects, numbers, [mean] * len(rows))
+
+
+def _from_folders(context: Any, predictions: Path, reference: Path) -> tuple[list[Score], int]:
+    """Scores of any tool's masks against reference masks of the same relative names."""
+    import numpy as np
+
+    from ..assessments.accuracy import segmentation_case, summarise
+    from ..core import nifti
+    from ..core.errors import InputError
+    from ..core.geometry import grid_of, resample_labels
+
+    if not reference.is_dir():
+        raise InputError("masks made by another tool need a folder of reference masks", file=reference)
+    files = sorted(path.relative_to(reference) for path in reference.rglob("*.nii*"))
+    if not files:
+        raise InputError("the reference folder holds no NIfTI masks", file=reference)
+    made: list[Score] = []
+    failed = 0
+    values: set[int] = set()
+    truths = {}
+    for file in files:
+        truths[file], _ = nifti.read_labels(reference / file)
+        values |= {int(v) for v in np.unique(truths[file].voxels)} - {0}
+    regions = {"mask": next(iter(values), 1)} if len(values) <= 1 else {f"label {value}": value for value in sorted(values)}
+    for file in files:
+        truth, note = truths[file], ""
+        wanted, spacing = truth.voxels, truth.spacing_mm
+        if (predictions / file).is_file():
+            guess, _ = nifti.read_labels(predictions / file)
+            voxels, spacing = guess.voxels, guess.spacing_mm
+            if not _same(truth, guess):
+                wanted, note = resample_labels(truth, grid_of(guess)), "reference resampled to the prediction's grid"
+        else:
+            failed += 1
+            voxels, note = np.zeros_like(truth.voxels), "failed: there is no prediction"
+        made += segmentation_case(context, file.as_posix(), file.as_posix(), voxels, wanted, spacing, regions, note)
+    return made + summarise(context, made), failed
+
+
+def _write(scores: list[Score], out: Path, facts: dict[str, Any]) -> None:
+    """The scores as Parquet, atomically, with how they were made in the metadata."""
+    import json
+    from dataclasses import asdict
+
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from .. import __version__
+    from ..core import artifacts
+
+    table = pa.Table.from_pandas(pd.DataFrame([asdict(row) for row in scores]), preserve_index=False)
+    note = {"artifact": "scores", "version": 1, "neuroprior": __version__, **facts}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"neuroprior": json.dumps(note).encode()})
+    with artifacts.atomic(out) as temporary:
+        pq.write_table(table, temporary)
