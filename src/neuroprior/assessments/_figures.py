@@ -1,0 +1,127 @@
+"""Figures of the report as inline PNG: curves, scatter, ROC, overlays. Each returns a ``data:`` address."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#c2571a", "#8a94a0"
+
+
+def embed(path: Path) -> str:
+    """A PNG file as a ``data:`` address."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _new(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(colors=INK, labelsize=8)
+    return figure, axes
+
+
+def _data(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves(events: Sequence[Mapping[str, Any]]) -> str | None:
+    """Training loss (dots, and its running mean) with validation on top, and the learning rate; None without steps."""
+    steps = [event for event in events if event["event"] == "step"]
+    if not steps:
+        return None
+    figure, (left, right) = _new(9, 2.8, 2)
+    x, y = np.array([e["step"] for e in steps]), np.array([e["loss"] for e in steps])
+    left.plot(x, y, ".", color=GREY, markersize=2, label="training, each step")
+    width = max(1, len(y) // 20)
+    if len(y) > 3:
+        left.plot(x[width - 1 :], np.convolve(y, np.ones(width) / width, "valid"), color=BLUE, label=f"mean of {width} steps")
+    validation = [e for e in events if e["event"] == "validation" and "loss" in e]
+    if validation:
+        left.plot([e["step"] for e in validation], [e["loss"] for e in validation], "o-", color=ORANGE, markersize=4, label="validation")
+    left.set_xlabel("step", fontsize=8)
+    left.set_ylabel("loss", fontsize=8)
+    left.legend(fontsize=7, frameon=False)
+    right.plot(x, [e["lr"] for e in steps], color=INK)
+    right.set_xlabel("step", fontsize=8)
+    right.set_ylabel("learning rate", fontsize=8)
+    right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return _data(figure)
+
+
+def scatter(truth: Sequence[float], guesses: Mapping[str, Sequence[float]], target: str) -> str:
+    """Predicted against true values of one or more models, with the line of identity."""
+    figure, (axis,) = _new(4.2, 3.8)
+    everything = [*truth, *(v for values in guesses.values() for v in values)]
+    low, high = min(everything), max(everything)
+    axis.plot([low, high], [low, high], "--", color=GREY, linewidth=1)
+    for (name, values), colour in zip(guesses.items(), (BLUE, ORANGE, INK, GREY), strict=False):
+        axis.plot(truth, values, "o", color=colour, markersize=4, alpha=0.75, label=name)
+    axis.set_xlabel(f"true {target}", fontsize=8)
+    axis.set_ylabel(f"predicted {target}", fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+    return _data(figure)
+
+
+def roc(curves: Mapping[str, tuple[Sequence[bool], Sequence[float]]]) -> str:
+    """ROC curves of one or more models; each is (truth, probability of the positive class)."""
+    from sklearn.metrics import roc_curve
+
+    figure, (axis,) = _new(4.2, 3.8)
+    axis.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
+    for (name, (truth, probability)), colour in zip(curves.items(), (BLUE, ORANGE, INK, GREY), strict=False):
+        false, true, _ = roc_curve(truth, probability)
+        axis.plot(false, true, color=colour, label=name)
+    axis.set_xlabel("1 - specificity", fontsize=8)
+    axis.set_ylabel("sensitivity", fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+    return _data(figure)
+
+
+def overlay(image: np.ndarray, prediction: np.ndarray, reference: np.ndarray | None, spacing_mm: tuple[float, float, float]) -> str:
+    """Three slices through the middle of the reference (or of the prediction), outlines on the image, in RAS+ order.
+
+    Args:
+        image: (x, y, z) intensities.
+        prediction, reference: (x, y, z) label maps on the same grid; drawn in orange and blue.
+        spacing_mm: of the grid.
+    """
+    import warnings
+
+    figure, axes = _new(9, 3.3, 3)
+    figure.set_facecolor("black")
+    focus = reference if reference is not None and reference.any() else prediction
+    if focus.any():
+        centre = [int(np.bincount(where).argmax()) for where in np.nonzero(focus)]
+    else:
+        centre = [n // 2 for n in image.shape]
+    low, high = np.percentile(image[:: max(1, image.shape[0] // 64)], (1, 99.5))
+    for axis, panel, title in zip((0, 1, 2), axes, ("sagittal", "coronal", "axial"), strict=True):
+        others = [a for a in range(3) if a != axis]
+        slices = tuple(centre[axis] if a == axis else slice(None) for a in range(3))
+        aspect = spacing_mm[others[1]] / spacing_mm[others[0]]
+        panel.imshow(image[slices].T, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a slice without a contour is fine
+            if reference is not None:
+                panel.contour(reference[slices].T > 0, levels=[0.5], colors=["#4da3ff"], linewidths=1.1)
+            panel.contour(prediction[slices].T > 0, levels=[0.5], colors=["#ff8c42"], linewidths=1.1)
+        panel.set_title(title, color="white", fontsize=8)
+        panel.set_axis_off()
+    buffer = io.BytesIO()
+    figure.tight_layout(pad=0.4)
+    figure.savefig(buffer, format="png", dpi=95, facecolor="black")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
