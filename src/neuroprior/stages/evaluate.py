@@ -78,17 +78,21 @@ def evaluate(
     if (predictions / "predictions.json").is_file():
         info = artifacts.read_json(predictions / "predictions.json")
         context = Context(model, info["task"], info["target"], rule=rule, tolerance_mm=tolerance_mm, seed=seed)
-        scores, failed = _from_table(context, predictions, reference, info)
+        scores, failed, references = _from_table(context, predictions, reference, info)
     else:
         context = Context(model, "segmentation", "mask", rule=rule, tolerance_mm=tolerance_mm, seed=seed)
         scores, failed = _from_folders(context, predictions, reference)
-    _write(scores, out, {"rule": rule, "tolerance_mm": tolerance_mm, "predictions": str(predictions), "reference": str(reference)})
+        references = {}
+    facts = {"rule": rule, "tolerance_mm": tolerance_mm, "predictions": str(predictions), "references": references}
+    _write(scores, out, facts)
     headlines = tuple(row for row in scores if row.case == "all" and row.metric in HEADLINES and "," not in row.region)
     return EvaluateSummary(out, headlines, failed)
 
 
-def _from_table(context: Any, predictions: Path, reference: Path, info: dict[str, Any]) -> tuple[list[Score], int]:
-    """Scores of a predictions folder against an index."""
+def _from_table(
+    context: Any, predictions: Path, reference: Path, info: dict[str, Any]
+) -> tuple[list[Score], int, dict[str, str]]:
+    """Scores of a predictions folder against an index, failed cases, and the reference mask of each case."""
     import csv
 
     from ..core.errors import InputError
@@ -113,7 +117,8 @@ def _from_table(context: Any, predictions: Path, reference: Path, info: dict[str
         logger.warning("%d predicted cases have no value in %s and are not scored", len(known) - len(usable), context.target)
     failed = sum(row["status"] != "ok" for row in usable)
     scorer = _classification if context.task == "classification" else _regression
-    return scorer(context, usable, [_truth(sessions[str(row["case"])], context.target) for row in usable], info), failed
+    truth = [_truth(sessions[str(row["case"])], context.target) for row in usable]
+    return scorer(context, usable, truth, info), failed, {}
 
 
 def _truth(scans: list[Any], target: str) -> Any:
@@ -122,7 +127,7 @@ def _truth(scans: list[Any], target: str) -> Any:
 
 def _segmentation(
     context: Any, predictions: Path, rows: list[dict[str, Any]], sessions: dict[str, list[Any]], info: dict[str, Any]
-) -> tuple[list[Score], int]:
+) -> tuple[list[Score], int, dict[str, str]]:
     from dataclasses import replace
 
     import numpy as np
@@ -138,7 +143,8 @@ def _segmentation(
     made: list[Score] = []
     floor: list[Score] = []
     floor_context = replace(context, model="floor: empty mask")
-    failed = scored = 0
+    failed = 0
+    references: dict[str, str] = {}
     for row in rows:
         scans = sessions[row["case"]]
         contrast = row.get("reference")
@@ -147,7 +153,7 @@ def _segmentation(
         if label_path is None:
             logger.warning("%s has no label %r and is not scored", row["case"], context.target)
             continue
-        scored += 1
+        references[row["case"]] = label_path
         truth, _ = nifti.read_labels(label_path)
         note = ""
         if row["status"] == "ok" and row["output"]:
@@ -164,9 +170,9 @@ def _segmentation(
         floor += segmentation_case(
             floor_context, row["case"], row["subject"], np.zeros_like(reference), reference, guess.spacing_mm, regions
         )
-    if not scored:
+    if not references:
         raise InputError(f"no predicted case has a label {context.target!r} in the reference")
-    return made + summarise(context, made) + floor + summarise(floor_context, floor), failed
+    return made + summarise(context, made) + floor + summarise(floor_context, floor), failed, references
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -38,11 +38,13 @@ def report(sources: list[Path], out: Path = Path("report"), title: str = "Neurop
 
     runs, predictions, tables = [], [], []
     rules: set[str] = set()
+    references: dict[str, str] = {}
     for source in map(Path, sources):
         if source.suffix == ".parquet" and source.is_file():
-            frame, rule = _read_scores(source)
+            frame, note = _read_scores(source)
             tables.append(frame)
-            rules.add(rule)
+            rules.add(str(note.get("rule")))
+            references |= note.get("references") or {}
         elif (source / "events.jsonl").is_file():
             runs.append(_run(source))
         elif (source / "predictions.tsv").is_file():
@@ -56,7 +58,7 @@ def report(sources: list[Path], out: Path = Path("report"), title: str = "Neurop
     problems: list[dict[str, Any]] = []
     overlays: list[dict[str, Any]] = []
     for folder in predictions:
-        _look(folder, problems, overlays)
+        _look(folder, references, problems, overlays)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8"))
     lead = ", ".join(
@@ -75,7 +77,8 @@ def report(sources: list[Path], out: Path = Path("report"), title: str = "Neurop
     return out / "report.html"
 
 
-def _read_scores(path: Path) -> tuple[Any, str]:
+def _read_scores(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The table and what evaluate noted about it."""
     import pyarrow.parquet as pq
 
     from ..core.errors import ArtifactError
@@ -84,7 +87,7 @@ def _read_scores(path: Path) -> tuple[Any, str]:
     note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
     if note.get("artifact") != "scores":
         raise ArtifactError("this table holds no scores", file=path, expected="made by neuroprior evaluate", got=note.get("artifact"))
-    return table.to_pandas(), str(note.get("rule"))
+    return table.to_pandas(), note
 
 
 def _number(value: Any) -> str:
@@ -236,7 +239,7 @@ def _ledger(ledger: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _look(folder: Path, problems: list[dict[str, Any]], overlays: list[dict[str, Any]]) -> None:
+def _look(folder: Path, references: dict[str, str], problems: list[dict[str, Any]], overlays: list[dict[str, Any]]) -> None:
     """The failed cases of a predictions folder, and pictures of the first masks."""
     import csv
 
@@ -247,10 +250,10 @@ def _look(folder: Path, problems: list[dict[str, Any]], overlays: list[dict[str,
             problems.append({"where": folder.name, "case": row["case"], "reason": row["reason"]})
     masks = [row for row in rows if row["status"] == "ok" and row["output"] != "n/a"]
     for row in masks[: max(0, MAX_OVERLAYS - len(overlays))]:
-        overlays.append(_overlay(folder, row))
+        overlays.append(_overlay(folder, row, references.get(row["case"])))
 
 
-def _overlay(folder: Path, row: dict[str, str]) -> dict[str, Any]:
+def _overlay(folder: Path, row: dict[str, str], reference_path: str | None) -> dict[str, Any]:
     from ..assessments import _figures as figures
     from ..core import nifti
     from ..core.geometry import canonical_grid, grid_of, resample, resample_labels
@@ -259,8 +262,8 @@ def _overlay(folder: Path, row: dict[str, str]) -> dict[str, Any]:
     mask, _ = nifti.read_labels(folder / row["output"])
     grid = canonical_grid(grid_of(image), None)
     reference = None
-    if row.get("reference_mask", "n/a") not in ("n/a", None, ""):
-        truth, _ = nifti.read_labels(row["reference_mask"])
+    if reference_path is not None:
+        truth, _ = nifti.read_labels(reference_path)
         reference = resample_labels(truth, grid)
     title = f"{row['case']}: {row['target']} by {folder.name}"
     source = figures.overlay(resample(image, grid), resample_labels(mask, grid), reference, grid.spacing_mm)

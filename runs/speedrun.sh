@@ -1,0 +1,1 @@
+../src/neuroprior/stages/speedrun.sh
