@@ -28,7 +28,7 @@ step() {
 }
 
 # 1. Data. A family of heads with known truth, as a BIDS dataset. Your own BIDS folders would go to the next command as they are.
-step heads/dataset_description.json synthesise heads --subjects "$SUBJECTS" --spacing "$SPACING" --contrasts T1w,T2w,FLAIR
+step heads/dataset_description.json synthesise --out heads --subjects "$SUBJECTS" --spacing "$SPACING" --contrasts T1w,T2w,FLAIR
 
 # 2. Index. One row a scan: geometry, metadata, what is wrong with it, and a split by subject. Nothing is copied.
 step index.parquet index heads --out index.parquet --split train=0.6,val=0.1,test=0.3

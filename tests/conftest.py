@@ -1,0 +1,74 @@
+"""What all tests share: the real data where it lies, one thread, and a small synthetic river made once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of openly licensed scans beside the repository."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the real scans (../shared/data) are not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``neuroprior ARGS`` in a process of its own, with one thread."""
+
+    def run(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "neuroprior", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten synthetic subjects at 4 mm as a BIDS dataset."""
+    from neuroprior.stages.synthesise import synthesise
+
+    folder = tmp_path_factory.mktemp("heads") / "heads"
+    synthesise(folder, subjects=10, spacing=4.0, contrasts="T1w,T2w,FLAIR", workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def index_file(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their index, split 6 / 2 / 2."""
+    from neuroprior.stages.index import index
+
+    out = tmp_path_factory.mktemp("index") / "index.parquet"
+    index([heads], out, split="train=0.6,val=0.2,test=0.2", workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def store_path(index_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their store at 4 mm."""
+    from neuroprior.stages.prepare import prepare
+
+    out = tmp_path_factory.mktemp("store") / "store"
+    prepare(index_file, out, spacing="4", workers=1)
+    return out
