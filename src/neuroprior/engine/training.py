@@ -18,12 +18,14 @@ A run folder::
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +46,9 @@ from .progress import Progress
 from .schedules import ScheduleConfig, factor
 
 logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Signals on which a run saves its state and ends."""
 
 
 class TrainingConfig(Config):
@@ -189,7 +194,7 @@ def train(
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
         )  # fmt: skip
     if loop.start < config.steps:
-        with _quiet_lightning():
+        with _quiet_lightning(), _kept_signals():
             trainer.fit(loop)
     elif first:  # killed after the last state, before the marker
         loop.finish_without_steps()
@@ -217,7 +222,6 @@ class _Loop(lightning.LightningModule):
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._micro: list[dict[str, Tensor]] = []
         self._stop: str | None = None
-        self._handlers: dict[int, Any] = {}
         self._runner: Any = module
 
     # -- Lightning's hooks
@@ -232,7 +236,7 @@ class _Loop(lightning.LightningModule):
         return self._loader(self.start * self.config.batch * self.config.accumulate * world, self.trainer.global_rank, world)
 
     def on_fit_start(self) -> None:
-        """Restore the optimiser, rewind the trace, compile, listen to signals."""
+        """Restore the optimiser, rewind the trace, compile."""
         if self._state is not None:
             _restore(self.trainer.optimizers[0], self._state["optimizer"])
             self._state = None
@@ -246,12 +250,13 @@ class _Loop(lightning.LightningModule):
             self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.start + 1)
         if self.config.compile:
             self._runner = _compiled(self.module)
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._on_signal)
-        except ValueError:  # not the main thread: the caller handles signals
-            self._handlers = {}
         self.module.train()
+
+    def on_train_start(self) -> None:
+        """Listen to signals; Lightning has put its own handlers up by now, which would end the process without a state."""
+        if threading.current_thread() is threading.main_thread():  # elsewhere the caller handles signals
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: object) -> None:
         if self._stop is not None and number == signal.SIGINT:
@@ -306,8 +311,6 @@ class _Loop(lightning.LightningModule):
 
     def on_fit_end(self) -> None:
         """Close the books; a finished run gets its marker."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         self.progress.close()
         if self.trainer.is_global_zero:
             self.writer.close()
@@ -315,9 +318,7 @@ class _Loop(lightning.LightningModule):
                 self._mark()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Leave the terminal and the signals as they were."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        """Leave the terminal as it was."""
         self.progress.close()
         if self.trainer.is_global_zero:
             self.writer.close()
@@ -483,10 +484,24 @@ def _compiled(module: nn.Module) -> Any:
     except Exception as error:  # noqa: BLE001 (whatever the compiler raises, the run goes on without it)
         logger.warning("torch.compile does not work here, training without it: %s", str(error).strip().splitlines()[0][:200])
         return module
-    import torch._dynamo
+    from torch import _dynamo
 
-    torch._dynamo.config.suppress_errors = True
+    _dynamo.config.suppress_errors = True
     return torch.compile(module)
+
+
+@contextlib.contextmanager
+def _kept_signals() -> Iterator[None]:
+    """The signal handlers of before are there again after."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _quiet_lightning:
