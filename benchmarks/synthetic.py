@@ -48,9 +48,7 @@ def main() -> None:
     print(f"{given.contrasts}, mean of {given.subjects} subjects")
     print("spacing  template once  in memory  written")
     for row in rows:
-        print(
-            f"{row['spacing_mm']:4.1f} mm {row['template_s']:12.1f} s {row['make_s']:8.2f} s {row['make_and_write_s']:6.2f} s"
-        )
+        print(f"{row['spacing_mm']:4.1f} mm {row['template_s']:12.1f} s {row['make_s']:8.2f} s {row['make_and_write_s']:6.2f} s")
     print(json.dumps({"benchmark": "synthetic", "contrasts": given.contrasts, "rows": rows}))
 
 

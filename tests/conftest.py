@@ -35,7 +35,9 @@ def real_data() -> Path:
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``neuroprior ARGS`` in a process of its own, with one thread."""
 
-    def run(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "neuroprior", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, check=False,

@@ -11,15 +11,27 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_VERBS = ("index", "prepare", "pretrain", "finetune", "predict", "evaluate", "report", "demo", "doctor")
-_NAMES = {**{verb: f"neuroprior.stages.{verb}" for verb in _VERBS}, "load": "neuroprior.inference.model"}
+__all__ = [
+    "__version__",
+    "demo",
+    "doctor",
+    "evaluate",
+    "finetune",
+    "index",
+    "load",
+    "predict",
+    "prepare",
+    "pretrain",
+    "report",
+    "synthesise",
+]
 
-__all__ = ["__version__", *sorted(_NAMES)]  # noqa: PLE0604 (a list of plain strings, made from the table above)
+_ELSEWHERE = {"load": "neuroprior.inference.model"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in __all__:
+        return getattr(importlib.import_module(_ELSEWHERE.get(name, f"neuroprior.stages.{name}")), name)
     raise AttributeError(f"module 'neuroprior' has no attribute {name!r}")
 
 

@@ -136,8 +136,13 @@ def _command(name: str) -> click.Command:
             default = None if parameter.default is parameter.empty else parameter.default
             parameters.append(
                 click.Option(
-                    [f"--{spelled}", parameter.name], type=kind, default=default, multiple=many, help=text,
-                    required=parameter.default is parameter.empty, show_default=default is not None,
+                    [f"--{spelled}", parameter.name],
+                    type=kind,
+                    default=default,
+                    multiple=many,
+                    help=text,
+                    required=parameter.default is parameter.empty,
+                    show_default=default is not None,
                 )  # fmt: skip
             )
     summary = inspect.getdoc(function) or ""

@@ -55,7 +55,15 @@ def config(**changes: Any) -> TrainingConfig:
 
 
 def go(run: Path, loader: Loader = batches, recipe: dict[str, Any] | None = None, **changes: Any) -> TrainingResult:
-    return train(Toy(), config(**changes), run, loader=loader, save_model=save, recipe=recipe or {"toy": 1}, validate=lambda m: {"loss": 1.0})
+    return train(
+        Toy(),
+        config(**changes),
+        run,
+        loader=loader,
+        save_model=save,
+        recipe=recipe or {"toy": 1},
+        validate=lambda m: {"loss": 1.0},
+    )
 
 
 def trace(run: Path) -> list[dict[str, Any]]:
@@ -185,7 +193,9 @@ def test_a_cut_last_line_of_the_trace_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == '{"event": "step", "step": 1}\n'
 
 
-def test_compile_that_fails_does_not_kill_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_compile_that_fails_does_not_kill_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*_: object, **__: object) -> object:
         raise RuntimeError("no compiler here")
 

@@ -11,7 +11,14 @@ from neuroprior.core.representation import Representation
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 CONFIGS = {
-    "pooled": {"contrasts": CONTRASTS, "anatomy_channels": 6, "contrast_channels": 4, "outputs": 3, "hidden": 8, "pool": "mean_max"},
+    "pooled": {
+        "contrasts": CONTRASTS,
+        "anatomy_channels": 6,
+        "contrast_channels": 4,
+        "outputs": 3,
+        "hidden": 8,
+        "pool": "mean_max",
+    },
     "segmentation": {"contrasts": CONTRASTS, "features": 5, "classes": 3},
 }
 

@@ -52,10 +52,16 @@ def test_skips_change_nothing_at_first_and_learn_then() -> None:
     wide = unet.with_skips(net)
     code = net.encode(torch.randn(1, 1, 8, 8, 8))
     joined = torch.cat([code.anatomy, code.contrast], 1)
-    torch.testing.assert_close(wide.decode_features(code.stages, joined, skips=True), net.decode_features((), joined, skips=False))
+    torch.testing.assert_close(
+        wide.decode_features(code.stages, joined, skips=True), net.decode_features((), joined, skips=False)
+    )
     torch.testing.assert_close(wide.decode(code.anatomy, code.contrast), net.decode(code.anatomy, code.contrast))
     wide.decode_features(code.stages, joined, skips=True).square().mean().backward()
-    assert wide.decoder[0].conv.weight.grad[:, 8:].any()
+    first = wide.decoder[0]
+    assert isinstance(first, unet.Block)
+    gradient = first.conv.weight.grad
+    assert gradient is not None
+    assert gradient[:, 8:].any()
     assert unet.with_skips(wide) is wide
     assert not net.config.skips
 
@@ -68,5 +74,7 @@ def test_the_mean_is_used_without_noise_and_a_sample_with_it() -> None:
     plain = net.encode(x)
     assert torch.equal(plain.anatomy, plain.anatomy_mean)
     noisy = net.encode(x, (torch.ones(1, *shape), torch.zeros(1, *shape)))
+    assert plain.anatomy_mean is not None
+    assert plain.anatomy_logvar is not None
     torch.testing.assert_close(noisy.anatomy, plain.anatomy_mean + torch.exp(0.5 * plain.anatomy_logvar))
     torch.testing.assert_close(noisy.contrast, plain.contrast_mean)

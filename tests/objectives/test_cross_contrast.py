@@ -53,7 +53,9 @@ def by_numpy(net: unet.UNet, config: cross_contrast.Config, data: PairBatch, epo
         for name, image in images.items():
             mask = block_mask(sample, SIZE, config.block, config.ratio, seed=seed, purpose=f"mask {name}")
             hidden[name] = mask.numpy()[0, 0]
-            epsilon = [noise(sample, net.code_shape(SIZE), seed=seed, purpose=f"noise {half} {name}") for half in ("anatomy", "contrast")]
+            epsilon = [
+                noise(sample, net.code_shape(SIZE), seed=seed, purpose=f"noise {half} {name}") for half in ("anatomy", "contrast")
+            ]
             code[name] = net.encode(torch.where(mask, torch.zeros(()), image), (epsilon[0], epsilon[1]))
         shared = (code["a"].anatomy + code["b"].anatomy) / 2
         other = {"a": "b", "b": "a"}
@@ -76,13 +78,19 @@ def by_numpy(net: unet.UNet, config: cross_contrast.Config, data: PairBatch, epo
         parts["reconstruction"].append(rec)
         parts["cross"].append(cross)
         parts["kl"].append(kl)
-        means = {half: [getattr(code[name], f"{half}_mean").detach().numpy() for name in "ab"] for half in ("anatomy", "contrast")}
+        means = {
+            half: [getattr(code[name], f"{half}_mean").detach().numpy() for name in "ab"] for half in ("anatomy", "contrast")
+        }
         parts["agreement"].append(1 - cosine(*means["anatomy"]) if pair else 0.0)
         parts["separation"].append(cosine(*means["contrast"]) if pair else 0.0)
     found = {name: float(np.mean(values)) for name, values in parts.items()}
     ramp = 0.001 * min(1.0, epoch / 10)
     found["loss"] = (
-        3.0 * found["reconstruction"] + 1.0 * found["cross"] + ramp * found["kl"] + 0.5 * found["agreement"] + 0.5 * found["separation"]
+        3.0 * found["reconstruction"]
+        + 1.0 * found["cross"]
+        + ramp * found["kl"]
+        + 0.5 * found["agreement"]
+        + 0.5 * found["separation"]
     )
     return found
 

@@ -26,9 +26,7 @@ LABEL = {name: number for number, (name, _) in REGIONS.items()}
 @lru_cache(maxsize=8)
 def subject(health: str, sessions: int = 1, skull: bool = True) -> SyntheticSubject:
     lesions = (health,) if health != "healthy" else ()
-    options = Options(
-        spacing_mm=3.0, contrasts=CONTRASTS, healthy=0.0, lesions=lesions, sessions=sessions, skull=skull, seed=5
-    )
+    options = Options(spacing_mm=3.0, contrasts=CONTRASTS, healthy=0.0, lesions=lesions, sessions=sessions, skull=skull, seed=5)
     return make_subject(options, 2)
 
 

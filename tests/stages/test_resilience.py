@@ -31,7 +31,9 @@ def killed_until_done(arguments: list[str], alive: Path, rng: random.Random) -> 
     command = [sys.executable, "-m", "neuroprior", *arguments]
     for kill in range(KILLS):
         before = alive.stat().st_mtime_ns if alive.exists() else 0
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         until = time.time() + 60
         while process.poll() is None and time.time() < until and (not alive.exists() or alive.stat().st_mtime_ns == before):
             time.sleep(0.01)
@@ -57,7 +59,9 @@ def test_prepare_killed_anywhere_gives_the_same_store(index_file: Path, store_pa
     assert not list(out.rglob(".*-*")), "a temporary file was left behind in a finished store"
 
 
-def test_prepare_gives_the_same_store_with_two_processes_and_with_dask(index_file: Path, store_path: Path, tmp_path: Path, run_cli: Run) -> None:
+def test_prepare_gives_the_same_store_with_two_processes_and_with_dask(
+    index_file: Path, store_path: Path, tmp_path: Path, run_cli: Run
+) -> None:
     expected = Store.open(store_path).store_hash
     for name, options in (("two", ["--workers", "2"]), ("dask", ["--workers", "1", "--scheduler", "dask"])):
         done = run_cli("prepare", index_file, "--out", tmp_path / name, "--spacing", "4", *options)

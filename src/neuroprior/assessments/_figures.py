@@ -51,7 +51,9 @@ def curves(events: Sequence[Mapping[str, Any]]) -> str | None:
         left.plot(x[width - 1 :], np.convolve(y, np.ones(width) / width, "valid"), color=BLUE, label=f"mean of {width} steps")
     validation = [e for e in events if e["event"] == "validation" and "loss" in e]
     if validation:
-        left.plot([e["step"] for e in validation], [e["loss"] for e in validation], "o-", color=ORANGE, markersize=4, label="validation")
+        left.plot(
+            [e["step"] for e in validation], [e["loss"] for e in validation], "o-", color=ORANGE, markersize=4, label="validation"
+        )
     left.set_xlabel("step", fontsize=8)
     left.set_ylabel("loss", fontsize=8)
     left.legend(fontsize=7, frameon=False)
@@ -91,7 +93,9 @@ def roc(curves: Mapping[str, tuple[Sequence[bool], Sequence[float]]]) -> str:
     return _data(figure)
 
 
-def overlay(image: np.ndarray, prediction: np.ndarray, reference: np.ndarray | None, spacing_mm: tuple[float, float, float]) -> str:
+def overlay(
+    image: np.ndarray, prediction: np.ndarray, reference: np.ndarray | None, spacing_mm: tuple[float, float, float]
+) -> str:
     """Three slices through the middle of the reference (or of the prediction), outlines on the image, in RAS+ order.
 
     Args:

@@ -67,7 +67,15 @@ def segmentation_case(
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     for region, value in regions.items():
         p, r = prediction == value, reference == value
-        empty = "both empty" if not p.any() and not r.any() else "reference empty" if not r.any() else "prediction empty" if not p.any() else ""
+        empty = (
+            "both empty"
+            if not p.any() and not r.any()
+            else "reference empty"
+            if not r.any()
+            else "prediction empty"
+            if not p.any()
+            else ""
+        )
         text = "; ".join(part for part in (note, empty) if part)
 
         def add(metric: str, number: float, region: str = region, text: str = text) -> None:
@@ -107,9 +115,14 @@ def summarise(context: Context, rows: Sequence[Score]) -> list[Score]:
             made.append(context.row("all", "all", metric, region, float("nan"), note, n=0))
             continue
         low, high = interval(
-            [row.subject for row in counted], lambda k, values=values: float(values[k].mean()), resamples=context.resamples, seed=context.seed
+            [row.subject for row in counted],
+            lambda k, values=values: float(values[k].mean()),
+            resamples=context.resamples,
+            seed=context.seed,
         )
-        made.append(replace(context.row("all", "all", metric, region, float(values.mean()), note, n=len(values)), low=low, high=high))
+        made.append(
+            replace(context.row("all", "all", metric, region, float(values.mean()), note, n=len(values)), low=low, high=high)
+        )
     return made
 
 
@@ -142,7 +155,14 @@ def classify(
     t, g, p = np.array(truth, dtype=object), np.array(guess, dtype=object), np.array(probability, dtype=float)
     yes = t == positive
     rows = [
-        context.row(case, subject, "correct", "all", float(t[k] == g[k]), f"truth {t[k]}, predicted {g[k]}" + (f"; {notes[k]}" if notes and notes[k] else ""))
+        context.row(
+            case,
+            subject,
+            "correct",
+            "all",
+            float(t[k] == g[k]),
+            f"truth {t[k]}, predicted {g[k]}" + (f"; {notes[k]}" if notes and notes[k] else ""),
+        )
         for k, (case, subject) in enumerate(zip(cases, subjects, strict=True))
     ]
     rows += [
@@ -188,13 +208,30 @@ def regress(
     )  # fmt: skip
 
 
-def paired_difference(a: Sequence[Score], b: Sequence[Score], metric: str, region: str, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+def paired_difference(
+    a: Sequence[Score], b: Sequence[Score], metric: str, region: str, *, resamples: int = 2000, seed: int = 0
+) -> dict[str, Any] | None:
     """Mean of a - b over the cases that both score, with its paired bootstrap interval; None where they share none."""
-    left = {row.case: row for row in a if row.metric == metric and row.region == region and row.case != "all" and row.value is not None}
-    right = {row.case: row for row in b if row.metric == metric and row.region == region and row.case != "all" and row.value is not None}
+    left = {
+        row.case: row
+        for row in a
+        if row.metric == metric and row.region == region and row.case != "all" and row.value is not None
+    }
+    right = {
+        row.case: row
+        for row in b
+        if row.metric == metric and row.region == region and row.case != "all" and row.value is not None
+    }
     shared = sorted(left.keys() & right.keys())
     if not shared:
         return None
     difference = np.array([float(left[c].value or 0) - float(right[c].value or 0) for c in shared])
     low, high = interval([left[c].subject for c in shared], lambda k: float(difference[k].mean()), resamples=resamples, seed=seed)
-    return {"metric": metric, "region": region, "difference": float(difference.mean()), "low": low, "high": high, "n": len(shared)}
+    return {
+        "metric": metric,
+        "region": region,
+        "difference": float(difference.mean()),
+        "low": low,
+        "high": high,
+        "n": len(shared),
+    }

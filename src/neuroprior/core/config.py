@@ -77,9 +77,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(
-            "the settings file holds no mapping", file=path, expected="key: value lines", got=type(values).__name__
-        )
+        raise ConfigError("the settings file holds no mapping", file=path, expected="key: value lines", got=type(values).__name__)
     return values
 
 

@@ -1,79 +1,100 @@
-"""Where voxels are: grids, resampling between them, and conforming a scan with its exact inverse.
+"""Grids, resampling and conforming: how a scan reaches the grid that models see, and the exact way back.
 
-Every affine takes voxel indices to RAS+ millimetres. Conforming is: reorient to the closest RAS+ axes, resample to the
-wanted spacing, crop to the head, normalise; the :class:`Conformed` record holds what is needed to undo each step.
+A *grid* is a shape and an affine. To *conform* a scan is to reorient it to the closest RAS+ axes of its own (possibly
+oblique) frame, resample it to a spacing, crop it to the head and normalise its intensities; :class:`Conformed` records
+each step, so that labels, probabilities and intensities return to the scan's native grid.
 
-Where two grids differ by flips, permutations and whole voxels only, voxels are copied, not interpolated. Otherwise
-``scipy.ndimage`` interpolates; towards a coarser grid the source is first smoothed with a Gaussian whose width adds up
-to the coarser voxel (full width at half maximum), so that nothing aliases.
+Where two grids share their axes (up to permutation and flips) resampling is a product of three one-dimensional sparse
+matrices, and an axis on which the voxels coincide is sliced, not interpolated. So a scan stored in another orientation
+conforms to bit-identical voxels, and a scan that lies on the wanted grid already is copied.
+
+Coordinates: voxel centres have integer indices; a grid's field of view reaches half a voxel beyond its outer centres.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
-from scipy import ndimage
+from pydantic import Field, model_validator
+from scipy import ndimage, sparse
 
 from .config import Config
-from .volume import Volume, orientation, spacing_mm
+from .errors import InputError
+from .volume import Volume, spacing_mm
 
-EXACT = 1e-3
-"""Two grids that differ by less than this many voxels are taken for the same."""
+SAME_VOXEL = 1e-3
+"""Displacements below this fraction of a source voxel are rounding of the header and are ignored."""
+
+HEAD_BLOCK_MM = 4.0
+"""Edge of the blocks whose means the head is found in."""
+
+HEAD_FRACTION = 0.25
+"""A block brighter than this fraction of the median head block belongs to the head."""
+
+Slices = tuple[slice, slice, slice]
 
 
-@dataclass(frozen=True)
+# ---------------------------------------------------------------------------------------------------------------- grids
+
+
+@dataclass(frozen=True, eq=False)
 class Grid:
-    """A voxel grid with no voxels in it.
+    """Where voxels lie: a shape and an affine.
 
     Attributes:
-        shape: voxels along each axis.
-        affine: (4, 4) float64, voxel index -> RAS+ mm.
+        shape: number of voxels along x, y, z.
+        affine: (4, 4) float64, voxel index -> RAS+ millimetres.
     """
 
     shape: tuple[int, int, int]
     affine: np.ndarray
 
     def __post_init__(self) -> None:
-        x, y, z = (int(n) for n in self.shape)
-        object.__setattr__(self, "shape", (x, y, z))
-        object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64))
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"a grid has three axes of at least one voxel, got shape {self.shape}")
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ValueError(f"a grid needs an invertible 4 x 4 affine, got {affine.tolist()}")
+        affine.flags.writeable = False
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance between neighbouring voxels along each axis."""
+        """Distance between neighbouring voxels along each axis, in millimetres."""
         return spacing_mm(self.affine)
 
-    @property
-    def orientation(self) -> str:
-        """Axis codes such as ``RAS``."""
-        return orientation(self.affine)
+    def corners(self) -> np.ndarray:
+        """(8, 3) RAS+ millimetres of the centres of the eight corner voxels."""
+        ends = np.array(list(itertools.product(*((0, n - 1) for n in self.shape))), dtype=np.float64)
+        return ends @ self.affine[:3, :3].T + self.affine[:3, 3]
 
-    def corners_mm(self) -> np.ndarray:
-        """(8, 3) centres of the corner voxels in RAS+ mm."""
-        points = np.array(list(itertools.product(*((0, n - 1) for n in self.shape))), dtype=np.float64)
-        return points @ self.affine[:3, :3].T + self.affine[:3, 3]
+    def box(self, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
+        """The grid of a box of this grid's voxels that begins at voxel ``start`` (which may lie outside)."""
+        affine = self.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ np.asarray(start, dtype=np.float64)
+        return Grid(shape, affine)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data: ``{"shape": [...], "affine": [[...], ...]}``."""
         return {"shape": list(self.shape), "affine": self.affine.tolist()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Grid:
-        """The inverse of :meth:`to_json`."""
+        """The grid that :meth:`to_json` described; the affine returns bit for bit."""
         x, y, z = value["shape"]
         return cls((x, y, z), np.array(value["affine"], dtype=np.float64))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
-
-    def __hash__(self) -> int:
-        return hash((self.shape, self.affine.tobytes()))
 
 
 def grid_of(volume: Volume) -> Grid:
@@ -82,421 +103,708 @@ def grid_of(volume: Volume) -> Grid:
 
 
 def corner_distance_mm(a: Grid, b: Grid) -> float:
-    """The largest distance between corresponding corners of two grids of one shape; infinite where shapes differ."""
-    if a.shape != b.shape:
-        return float("inf")
-    return float(np.linalg.norm(a.corners_mm() - b.corners_mm(), axis=1).max())
+    """The largest distance between corresponding corner voxels of two grids, in millimetres."""
+    return float(np.linalg.norm(a.corners() - b.corners(), axis=1).max())
 
 
 def overlap(a: Grid, b: Grid) -> float:
-    """The fraction of grid ``a`` that lies inside grid ``b``, counted on a lattice of 16 points an axis."""
-    points = np.array(list(itertools.product(*(np.linspace(0, n - 1, 16) for n in a.shape))))
-    world = points @ a.affine[:3, :3].T + a.affine[:3, 3]
-    inverse = np.linalg.inv(b.affine)
-    index = world @ inverse[:3, :3].T + inverse[:3, 3]
-    return float(((index >= -0.5) & (index <= np.array(b.shape) - 0.5)).all(1).mean())
+    """The fraction of ``a``'s field of view that lies inside ``b``'s, in [0, 1], judged at 32 x 32 x 32 points."""
+    points = 32
+    cell = np.asarray(a.shape) / points
+    affine = a.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ ((cell - 1) / 2)
+    affine[:3, :3] *= cell
+    return float(inside(b, Grid((points, points, points), affine)).mean())
 
 
-def orthonormalise(grid: Grid) -> tuple[Grid, float]:
-    """The grid with the nearest orthonormal axes (polar decomposition), its centre kept, and the largest corner shift in mm."""
-    linear = grid.affine[:3, :3]
-    zooms = np.linalg.norm(linear, axis=0)
-    u, _, vt = np.linalg.svd(linear / zooms)
-    repaired = np.eye(4)
-    repaired[:3, :3] = (u @ vt) * zooms
-    centre = (np.array(grid.shape) - 1) / 2
-    repaired[:3, 3] = linear @ centre + grid.affine[:3, 3] - repaired[:3, :3] @ centre
-    made = Grid(grid.shape, repaired)
-    return made, corner_distance_mm(grid, made)
+def canonical_grid(grid: Grid, spacing_mm: float | None) -> Grid:
+    """The grid of the same field of view on the closest RAS axes of ``grid``'s own frame.
 
+    Args:
+        grid: any grid; an oblique one keeps its obliqueness, since turning it would blur it for nothing.
+        spacing_mm: isotropic spacing of the result; None keeps the native spacing of each axis.
 
-def canonical_grid(grid: Grid, spacing: float | None) -> Grid:
-    """The grid with its axes permuted and flipped to the closest RAS+, at ``spacing`` mm (None keeps the spacing).
-
-    The centre stays where it is and the extent grows by less than a voxel, so that nothing is cut off. A spacing within 0.1 % of the wanted one is
-    kept, so that a 1.0000001 mm scan is copied and not interpolated.
+    Returns:
+        A grid with the same centre; the field of view is covered whole (up to a hundredth of a voxel).
     """
-    from nibabel import orientations
-
-    axes = orientations.io_orientation(grid.affine)
-    x, y, z = (grid.shape[int(np.flatnonzero(axes[:, 0] == axis)[0])] for axis in range(3))
-    affine = grid.affine @ orientations.inv_ornt_aff(axes, grid.shape)
-    if spacing is None:
-        return Grid((x, y, z), affine)
-    zooms = np.linalg.norm(affine[:3, :3], axis=0)
-    wanted = np.where(np.abs(zooms / spacing - 1) < 1e-3, zooms, spacing)
-    shape = [max(1, math.ceil(n * zoom / want - 0.01)) if zoom != want else n for n, zoom, want in zip((x, y, z), zooms, wanted, strict=True)]
-    made = np.eye(4)
-    made[:3, :3] = affine[:3, :3] / zooms * wanted
-    centre = affine[:3, :3] @ ((np.array([x, y, z]) - 1) / 2) + affine[:3, 3]
-    made[:3, 3] = centre - made[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Grid((shape[0], shape[1], shape[2]), made)
-
-
-def crop_grid(grid: Grid, box: Sequence[slice]) -> Grid:
-    """The part of a grid inside a box of voxel slices."""
-    starts = np.array([part.start for part in box], dtype=np.float64)
-    affine = grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ starts
-    x, y, z = (part.stop - part.start for part in box)
+    axes, signs = _closest_axes(np.eye(3), _directions(grid.affine))
+    source = np.array(grid.spacing_mm)
+    target = source if spacing_mm is None else np.full(3, float(spacing_mm))
+    counts = np.asarray(grid.shape) * source / target
+    counts = np.maximum(np.ceil(counts - 1e-2), 1).astype(int)
+    linear = _directions(grid.affine) * (signs * target)  # columns still in the order of the source's axes
+    order = np.argsort(axes)  # order[k]: the source axis that runs along world axis k
+    shape, linear = counts[order], linear[:, order]
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    centre = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
+    affine[:3, 3] = centre - linear @ ((shape - 1) / 2)
+    x, y, z = shape.tolist()
     return Grid((x, y, z), affine)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Resampling
+def inside(source_grid: Grid, grid: Grid) -> np.ndarray:
+    """Which voxels of ``grid`` have their centre in the field of view of ``source_grid``.
+
+    Returns:
+        bool array of ``grid``'s shape.
+    """
+    relation = _relate(source_grid, grid)
+    if isinstance(relation, _Separable):
+        out = np.zeros(grid.shape, dtype=bool)
+        out[relation.region] = True
+        return out
+    i, j, k = (np.arange(n, dtype=np.float64) for n in grid.shape)
+    out = np.ones(grid.shape, dtype=bool)
+    for row, shift, n in zip(relation.matrix, relation.offset, source_grid.shape, strict=True):
+        plane = row[1] * j[:, None] + row[2] * k[None, :] + shift
+        low, high = -0.5 - SAME_VOXEL, n - 0.5 + SAME_VOXEL
+        for x, start in enumerate(row[0] * i):
+            out[x] &= (plane >= low - start) & (plane <= high - start)
+    return out
+
+
+def _directions(affine: np.ndarray) -> np.ndarray:
+    """(3, 3) unit vectors of the voxel axes, one a column."""
+    linear = np.asarray(affine, dtype=np.float64)[:3, :3]
+    return linear / np.linalg.norm(linear, axis=0)
+
+
+def _closest_axes(frame: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each column of ``directions`` the column of ``frame`` it runs along (each used once), and +1 or -1."""
+    cosines = frame.T @ directions  # [frame axis, axis]
+    orders = list(itertools.permutations(range(3)))
+    best = max(orders, key=lambda order: sum(abs(cosines[order[k], k]) for k in range(3)))
+    signs = np.array([1.0 if cosines[best[k], k] >= 0 else -1.0 for k in range(3)])
+    return np.array(best), signs
+
+
+# ----------------------------------------------------------------------------------------- how two grids lie to each other
 
 
 @dataclass(frozen=True)
-class _Mapping:
-    """How target voxel indices become source voxel indices, with the source's axes already permuted to the target's."""
+class _Axis:
+    """One axis of two grids that share their axes; the source is flipped already where ``flip`` says so.
 
-    axes: tuple[int, int, int]
-    matrix: np.ndarray  # (3, 3), rows in permuted source order
-    offset: np.ndarray  # (3,)
-    diagonal: bool
+    Target voxel ``j`` lies at ``step * j + offset`` of the source axis, with step > 0. ``first`` and ``last`` (exclusive)
+    bound the target voxels in the source's field of view. ``exact`` says that those coincide with source voxels.
+    """
+
+    flip: bool
+    step: float
+    offset: float
+    n_source: int
+    first: int
+    last: int
     exact: bool
 
 
-def _mapping(source: Grid, target: Grid) -> _Mapping:
-    full = np.linalg.inv(source.affine) @ target.affine
-    matrix, offset = full[:3, :3].copy(), full[:3, 3].copy()
-    extent = max(max(source.shape), max(target.shape))
-    matrix[np.abs(matrix) * extent < EXACT] = 0.0
-    nonzero = matrix != 0
-    diagonal = bool((nonzero.sum(0) == 1).all() and (nonzero.sum(1) == 1).all())
-    if not diagonal:
-        return _Mapping((0, 1, 2), matrix, offset, False, False)
-    order = tuple(int(np.flatnonzero(nonzero[:, axis])[0]) for axis in range(3))  # source axis for each target axis
-    matrix, offset = matrix[list(order)], offset[list(order)]
-    scale = np.diag(matrix)
-    whole = bool((np.abs(np.abs(scale) - 1) * extent < EXACT).all() and (np.abs(offset - np.round(offset)) < EXACT).all())
-    if whole:
-        matrix, offset = np.diag(np.sign(scale)), np.round(offset)
-    return _Mapping((order[0], order[1], order[2]), matrix, offset, True, whole)
+@dataclass(frozen=True)
+class _Separable:
+    """Grids that share their axes: ``axes[k]`` is the source axis along target axis ``k``."""
+
+    axes: tuple[int, int, int]
+    along: tuple[_Axis, _Axis, _Axis]
+
+    @property
+    def region(self) -> Slices:
+        """The target voxels in the source's field of view."""
+        x, y, z = (slice(axis.first, axis.last) for axis in self.along)
+        return x, y, z
+
+    def turned(self, voxels: np.ndarray) -> np.ndarray:
+        """A view of the source's voxels with its axes in the target's order and direction."""
+        turned = voxels.transpose(self.axes)
+        return turned[tuple(slice(None, None, -1) if axis.flip else slice(None) for axis in self.along)]
 
 
-def _copy(array: np.ndarray, mapping: _Mapping, shape: Sequence[int], fill: float) -> np.ndarray:
-    """Voxels copied between grids that differ by flips, permutations and whole voxels."""
-    out = np.full(tuple(shape), fill, dtype=array.dtype)
-    source, target = [], []
-    for axis, extent in enumerate(shape):
-        step, first, length = int(mapping.matrix[axis, axis]), int(mapping.offset[axis]), array.shape[axis]
-        low, high = (max(0, -first), min(extent, length - first)) if step > 0 else (max(0, first - length + 1), min(extent, first + 1))
-        high = max(high, low)
-        target.append(slice(low, high))
-        if step > 0:
-            source.append(slice(first + low, first + high))
-        else:
-            stop = first - high
-            source.append(slice(first - low, None if stop < 0 else stop, -1) if high > low else slice(0, 0))
-    out[tuple(target)] = array[tuple(source)]
-    return out
+@dataclass(frozen=True)
+class _Oblique:
+    """Grids whose axes differ: target index ``j`` lies at ``matrix @ j + offset`` of the source."""
+
+    matrix: np.ndarray
+    offset: np.ndarray
 
 
-def _smooth(array: np.ndarray, mapping: _Mapping, from_step: float = 1.0) -> np.ndarray:
-    """Low-pass for steps beyond ``from_step`` source voxels; linear interpolation itself averages up to 2."""
-    step = np.abs(mapping.matrix).max(1)  # target voxel in source voxels, along each source axis
-    sigma = np.where(step > from_step * 1.01, np.sqrt(np.maximum(step**2 - from_step**2, 0)) / 2.3548, 0.0)
-    if not sigma.any():
-        return array
-    return ndimage.gaussian_filter(array, sigma, mode="nearest", truncate=3.0)
+def _relate(source: Grid, target: Grid) -> _Separable | _Oblique:
+    relative = np.linalg.solve(source.affine, target.affine)
+    matrix, offset = relative[:3, :3], relative[:3, 3]
+    axes, _ = _closest_axes(_directions(source.affine), _directions(target.affine))
+    along_axes = np.zeros((3, 3), dtype=bool)
+    along_axes[axes, np.arange(3)] = True
+    half = (np.asarray(target.shape) - 1) / 2
+    if (np.abs(np.where(along_axes, 0.0, matrix)) @ half).max() >= SAME_VOXEL:
+        return _Oblique(matrix, offset)
+    centre = matrix @ half + offset
+    along = [_axis(matrix[axes[k], k], centre[axes[k]], source.shape[axes[k]], target.shape[k]) for k in range(3)]
+    return _Separable((int(axes[0]), int(axes[1]), int(axes[2])), (along[0], along[1], along[2]))
 
 
-def _interpolate(array: np.ndarray, mapping: _Mapping, shape: Sequence[int], order: int) -> np.ndarray:
-    matrix = np.diag(mapping.matrix) if mapping.diagonal else mapping.matrix
-    if mapping.diagonal and (matrix < 0).any():  # scipy's separable path wants positive steps
-        flips = tuple(axis for axis in range(3) if matrix[axis] < 0)
-        offset = mapping.offset.copy()
-        for axis in flips:
-            offset[axis] = array.shape[axis] - 1 - offset[axis]
-        array, matrix = np.flip(array, flips), np.abs(matrix)
-        return ndimage.affine_transform(array, matrix, offset, tuple(shape), np.float32, order, mode="nearest")
-    return ndimage.affine_transform(array, matrix, mapping.offset, tuple(shape), np.float32, order, mode="nearest")
+def _axis(step: float, centre: float, n_source: int, n_target: int) -> _Axis:
+    flip = step < 0
+    if flip:
+        step, centre = -step, n_source - 1 - centre
+    half = (n_target - 1) / 2
+    if abs(step - 1) * half < SAME_VOXEL:
+        step = 1.0
+    # rounding far below SAME_VOXEL: copies of a scan in other orientations then get the same weights, bit for bit
+    step = round(step, 9)
+    offset = round(centre - step * half, 6)
+    exact = step == 1.0 and abs(offset - round(offset)) < SAME_VOXEL
+    if exact:
+        offset = float(round(offset))
+    low = (-0.5 - SAME_VOXEL - offset) / step
+    high = (n_source - 0.5 + SAME_VOXEL - offset) / step
+    first = min(max(int(np.ceil(low)), 0), n_target)
+    last = max(min(int(np.floor(high)) + 1, n_target), first)
+    return _Axis(bool(flip), step, offset, n_source, first, last, exact)
 
 
-def inside(source: Grid, target: Grid) -> np.ndarray:
-    """(target shape) bool: which voxels of ``target`` have their centre inside the field of view of ``source``."""
-    mapping = _mapping(source, target)
-    lengths = [source.shape[axis] for axis in mapping.axes]
-    return _inside(mapping, lengths, target.shape)
-
-
-def _inside(mapping: _Mapping, lengths: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    result = np.ones(tuple(shape), dtype=bool)
-    ranges = [np.arange(n, dtype=np.float32) for n in shape]
-    for row in range(3):
-        place: np.ndarray | None = None
-        for axis in range(3):
-            if mapping.matrix[row, axis] == 0 and not (place is None and axis == 2):
-                continue
-            part = (mapping.matrix[row, axis] * ranges[axis]).reshape([-1 if a == axis else 1 for a in range(3)])
-            place = part if place is None else place + part
-        assert place is not None
-        place = place + mapping.offset[row]
-        result &= (place >= -0.5 - EXACT) & (place <= lengths[row] - 0.5 + EXACT)
-    return result
+# ----------------------------------------------------------------------------------------------------------- resampling
 
 
 def resample(volume: Volume, grid: Grid, *, order: int = 1, fill: float = 0.0) -> np.ndarray:
-    """A volume's values on another grid.
+    """A volume's voxels on another grid of the same world.
 
     Args:
-        volume: any numeric voxels.
-        grid: the target.
-        order: of the spline, 0 (nearest), 1 (linear) or 3 (cubic).
-        fill: value outside the volume's field of view (half a voxel beyond its outermost centres).
+        volume: any numeric voxels; left untouched.
+        grid: where to sample.
+        order: 1 linear; 3 cubic B-spline (which rings at edges, and may leave the value range).
+        fill: value of voxels outside the volume's field of view.
 
     Returns:
-        (grid.shape) float32; an exact copy where the grids differ by flips, permutations and whole voxels.
+        float32 array of ``grid``'s shape. Along an axis on which ``grid`` is coarser the kernel is widened to the target
+        spacing (a Gaussian of that width where the grids' axes differ), so that nothing aliases. Where the grids are
+        related by flips, permutations and an integer shift the values are copied.
     """
-    mapping = _mapping(grid_of(volume), grid)
-    array = np.transpose(np.asarray(volume.voxels, dtype=np.float32), mapping.axes)
-    if mapping.exact:
-        return _copy(array, mapping, grid.shape, fill)
-    out = _interpolate(_smooth(array, mapping) if order else array, mapping, grid.shape, order)
-    out[~_inside(mapping, array.shape, grid.shape)] = fill
+    if order not in (1, 3):
+        raise ValueError(f"order is 1 or 3, got {order}")
+    relation = _relate(grid_of(volume), grid)
+    if isinstance(relation, _Oblique):
+        out = _oblique(volume.voxels.astype(np.float32, copy=False), relation, grid.shape, order)
+        out[~inside(grid_of(volume), grid)] = fill
+        return out
+    region = relation.region
+    counts = [axis.last - axis.first for axis in relation.along]
+    if min(counts) == 0:
+        return np.full(grid.shape, fill, dtype=np.float32)
+    values = relation.turned(volume.voxels)
+    weights: list[sparse.csr_array | None] = []
+    for k, axis in enumerate(relation.along):
+        if axis.exact:
+            start = axis.first + int(axis.offset)
+            values = values[(slice(None),) * k + (slice(start, start + counts[k]),)]
+            weights.append(None)
+            continue
+        matrix = _weights(axis, order)
+        if order == 3 and axis.step <= 1:
+            values = ndimage.spline_filter1d(values, 3, axis=k, output=np.float32, mode="mirror") if axis.n_source > 1 else values
+        first, last = _span(matrix)
+        values = values[(slice(None),) * k + (slice(first, last),)]
+        weights.append(matrix[:, first:last])
+    sampled = _product(values, weights)
+    if tuple(counts) == grid.shape:
+        return sampled
+    out = np.full(grid.shape, fill, dtype=np.float32)
+    out[region] = sampled
     return out
+
+
+def _weights(axis: _Axis, order: int) -> sparse.csr_array:
+    """(targets in view, n_source) float32 interpolation weights of one axis; rows sum to one."""
+    n, step = axis.n_source, axis.step
+    position = step * np.arange(axis.first, axis.last, dtype=np.float64) + axis.offset
+    reach = order // 2 + 1.0  # half the kernel's support
+    width = max(step, 1.0)  # a coarser target widens the kernel
+    taps = int(np.floor(2 * reach * width)) + 1
+    if order == 1:
+        position = np.clip(position, 0, n - 1) if step <= 1 else position
+    index = np.ceil(position - reach * width)[:, None] + np.arange(taps)
+    distance = np.abs(index - position[:, None]) / width
+    if order == 1:
+        weight = np.maximum(1 - distance, 0)
+    elif step <= 1:  # cubic B-spline, on filtered coefficients
+        near = 2 / 3 - distance**2 + distance**3 / 2
+        weight = np.where(distance < 1, near, np.maximum(2 - distance, 0) ** 3 / 6)
+    else:  # Keys' cubic convolution, a = -1/2, stretched
+        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+        weight = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    if order == 3 and step <= 1:
+        period = max(2 * (n - 1), 1)
+        index = np.abs(index) % period
+        index = np.minimum(index, period - index) if n > 1 else np.zeros_like(index)
+    else:
+        index = np.clip(index, 0, n - 1)
+    weight /= weight.sum(axis=1, keepdims=True)
+    rows = np.repeat(np.arange(len(position)), taps)
+    matrix = sparse.coo_array((weight.ravel(), (rows, index.astype(np.int64).ravel())), shape=(len(position), n)).tocsr()
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return sparse.csr_array(matrix.astype(np.float32))
+
+
+def _span(matrix: sparse.csr_array) -> tuple[int, int]:
+    """The columns of a matrix that hold anything: first and one past the last."""
+    return int(matrix.indices.min()), int(matrix.indices.max()) + 1
+
+
+def _product(values: np.ndarray, weights: list[sparse.csr_array | None]) -> np.ndarray:
+    """A contiguous float32 array: ``values`` (x, y, z) with a matrix applied along each axis that has one."""
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    first, second, third = weights
+    if first is not None:
+        values = (first @ values.reshape(values.shape[0], -1)).reshape(-1, *values.shape[1:])
+    if second is None and third is None:
+        return values if first is not None or values.base is None else values.copy()
+    n_y = values.shape[1] if second is None else np.shape(second)[0]
+    n_z = values.shape[2] if third is None else np.shape(third)[0]
+    out = np.empty((values.shape[0], n_y, n_z), dtype=np.float32)
+    for x, plane in enumerate(values):  # plane by plane, which stays in the cache
+        if second is not None:
+            plane = second @ plane
+        out[x] = plane if third is None else (third @ np.ascontiguousarray(plane.T)).T
+    return out
+
+
+def _oblique(values: np.ndarray, relation: _Oblique, shape: tuple[int, int, int], order: int) -> np.ndarray:
+    sigmas = _blur(relation.matrix)
+    for axis, sigma in enumerate(sigmas):
+        if sigma > 0:
+            values = ndimage.gaussian_filter1d(values, sigma, axis=axis, mode="nearest", output=np.float32)
+    out = np.empty(shape, dtype=np.float32)
+    mode = "nearest" if order == 1 else "mirror"
+    ndimage.affine_transform(values, relation.matrix, relation.offset, output=out, output_shape=shape, order=order, mode=mode)
+    return out
+
+
+def _blur(matrix: np.ndarray) -> np.ndarray:
+    """Per source axis the Gaussian's sigma in voxels that takes the source's resolution to the target's."""
+    footprint = np.linalg.norm(matrix, axis=1)  # extent of a target voxel along each source axis
+    return np.where(footprint > 1.01, np.sqrt(np.maximum(footprint**2 - 1, 0)) / np.sqrt(8 * np.log(2)), 0.0)
 
 
 def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
-    """A label map on another grid: each label is interpolated linearly as a mask, and the largest wins.
+    """A label map on another grid of the same world: each label is interpolated linearly and the largest share wins.
 
-    One label is in memory at a time, inside its bounding box only. The dtype is kept; outside the field of view it is 0.
+    Args:
+        volume: integer (or boolean) voxels, 0 is background; left untouched.
+        grid: where to sample.
+
+    Returns:
+        Array of ``grid``'s shape and the input's dtype; 0 outside the field of view, and wherever background has at least
+        as large a share as every label. Two float32 arrays of the target's size are the working memory, whatever the
+        number of labels.
     """
-    mapping = _mapping(grid_of(volume), grid)
-    array = np.transpose(volume.voxels, mapping.axes)
-    if mapping.exact:
-        return _copy(array, mapping, grid.shape, 0)
-    out = np.zeros(grid.shape, dtype=array.dtype)
+    labels = volume.voxels
+    if labels.dtype.kind not in "iub":
+        raise TypeError(f"labels are integers, got {labels.dtype}")
+    relation = _relate(grid_of(volume), grid)
+    out = np.zeros(grid.shape, dtype=labels.dtype)
+    if isinstance(relation, _Separable):
+        if min(axis.last - axis.first for axis in relation.along) == 0:
+            return out
+        labels = relation.turned(labels)
+        if all(axis.exact for axis in relation.along):
+            starts = [axis.first + int(axis.offset) for axis in relation.along]
+            box = tuple(slice(s, s + a.last - a.first) for s, a in zip(starts, relation.along, strict=True))
+            out[relation.region] = labels[box]
+            return out
+        matrices = [_weights(axis, 1) for axis in relation.along]
+    else:
+        matrices = []
+    values, numbers = _compact(labels)
     best, total = np.zeros(grid.shape, dtype=np.float32), np.zeros(grid.shape, dtype=np.float32)
-    step = np.abs(mapping.matrix).max(1)
-    inverse = np.linalg.inv(mapping.matrix)
-    for value in np.unique(array):
-        if value == 0:
+    for number, found in enumerate(ndimage.find_objects(numbers), start=1):
+        if found is None:
             continue
-        where = array == value
-        found = [np.flatnonzero(where.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-        pad = np.ceil(2 * step).astype(int) + 2
-        box = tuple(
-            slice(max(0, int(f[0]) - int(p)), min(n, int(f[-1]) + int(p) + 1)) for f, p, n in zip(found, pad, array.shape, strict=True)
-        )
-        points = np.array(list(itertools.product(*((b.start - 0.5, b.stop - 0.5) for b in box))), dtype=np.float64)
-        index = (points - mapping.offset) @ inverse.T
-        low = np.maximum(np.floor(index.min(0)).astype(int), 0)
-        high = np.minimum(np.ceil(index.max(0)).astype(int) + 1, grid.shape)
-        if (high <= low).any():
+        x, y, z = found
+        if isinstance(relation, _Separable):
+            where, share = _separable_share(numbers, number, (x, y, z), matrices, relation)
+        else:
+            where, share = _oblique_share(numbers, number, (x, y, z), relation, grid.shape)
+        if share.size == 0:
             continue
-        starts = np.array([b.start for b in box], dtype=np.float64)
-        local = _Mapping(mapping.axes, mapping.matrix, mapping.matrix @ low + mapping.offset - starts, mapping.diagonal, False)
-        share = _interpolate(_smooth(where[box].astype(np.float32), local, 1.5), local, high - low, 1)
-        target = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        wins = share > best[target]
-        out[target][wins] = value
-        np.maximum(best[target], share, out=best[target])
-        total[target] += share
-    out[best <= 1 - total] = 0
-    out[~_inside(mapping, array.shape, grid.shape)] = 0
+        wins = share > best[where]
+        out[where][wins] = values[number]
+        np.maximum(best[where], share, out=best[where])
+        total[where] += share
+    out[best <= (1 - total) + 1e-5] = 0
+    if isinstance(relation, _Oblique):
+        out[~inside(grid_of(volume), grid)] = 0
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The head
+def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted label values with 0 first, and the map of their numbers (0 is background)."""
+    if labels.dtype == bool:
+        labels = labels.view(np.uint8)
+    low, high = int(labels.min()), int(labels.max())
+    if high - low < 1 << 16:
+        shifted = labels.astype(np.int64) - low if low < 0 or labels.dtype.itemsize > 2 else labels - labels.dtype.type(low)
+        present = np.flatnonzero(np.bincount(shifted.ravel(), minlength=1)) + low
+        values = np.concatenate([[0], present[present != 0]])
+        table = np.zeros(high - low + 1, dtype=np.min_scalar_type(len(values)))
+        table[values[1:] - low] = np.arange(1, len(values))
+        return values, table[shifted]
+    present, inverse = np.unique(labels, return_inverse=True)
+    values = np.concatenate([[0], present[present != 0]])
+    numbers = np.searchsorted(values[1:], present) + 1
+    numbers[present == 0] = 0
+    return values, numbers.astype(np.min_scalar_type(len(values)))[inverse.reshape(labels.shape)]
 
 
-def head_threshold(voxels: np.ndarray) -> float:
-    """The intensity that separates head from air or from the zeros of a skull-strip: 0.35 of Otsu's threshold.
+def _separable_share(
+    numbers: np.ndarray, number: int, box: Slices, matrices: list[sparse.csr_array], relation: _Separable
+) -> tuple[Slices, np.ndarray]:
+    """A label's share of each target voxel in the box of target voxels that it can reach."""
+    where, weights = [], []
+    for part, matrix, axis in zip(box, matrices, relation.along, strict=True):
+        columns = matrix[:, part]
+        rows = np.flatnonzero(np.diff(columns.indptr))
+        if rows.size == 0:
+            return box, np.empty(0, dtype=np.float32)
+        where.append(slice(axis.first + int(rows[0]), axis.first + int(rows[-1]) + 1))
+        weights.append(columns[rows[0] : rows[-1] + 1])
+    x, y, z = where
+    return (x, y, z), _product(numbers[box] == number, weights)
 
-    Computed on every n-th voxel, clipped at the 99.5th percentile. Values at or below it are background.
+
+def _oblique_share(
+    numbers: np.ndarray, number: int, box: Slices, relation: _Oblique, shape: tuple[int, int, int]
+) -> tuple[Slices, np.ndarray]:
+    sigmas = _blur(relation.matrix)
+    pads = [int(np.ceil(4 * sigma)) + 1 for sigma in sigmas]
+    wanted = [(part.start - pad, part.stop + pad) for part, pad in zip(box, pads, strict=True)]
+    kept = [(max(low, 0), min(high, n)) for (low, high), n in zip(wanted, numbers.shape, strict=True)]
+    mask = (numbers[tuple(slice(*part) for part in kept)] == number).astype(np.float32)
+    beyond = [(k[0] - w[0], w[1] - k[1]) for k, w in zip(kept, wanted, strict=True)]
+    mask = np.pad(mask, beyond, mode="edge")
+    start = np.array([low for low, _ in wanted], dtype=np.float64)
+    ends = np.array(list(itertools.product(*((low, high - 1) for low, high in wanted))), dtype=np.float64)
+    reached = np.linalg.solve(relation.matrix, (ends - relation.offset).T).T
+    first = np.clip(np.floor(reached.min(axis=0)), 0, shape).astype(int)
+    last = np.clip(np.ceil(reached.max(axis=0)) + 1, first, shape).astype(int)
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    if (last == first).any():
+        return (x, y, z), np.empty(0, dtype=np.float32)
+    for axis, sigma in enumerate(sigmas):
+        if sigma > 0:
+            mask = ndimage.gaussian_filter1d(mask, sigma, axis=axis, mode="nearest", output=np.float32)
+    share = np.empty(tuple(last - first), dtype=np.float32)
+    offset = relation.matrix @ first + relation.offset - start
+    ndimage.affine_transform(mask, relation.matrix, offset, output=share, output_shape=share.shape, order=1, mode="constant")
+    return (x, y, z), share
+
+
+# ------------------------------------------------------------------------------------------------------------- the head
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Where the head is: a coarse mask of blocks, and the value of an empty background where there is one."""
+
+    blocks: np.ndarray
+    edges: tuple[int, int, int]
+    background: float | None
+
+    def voxels(self, values: np.ndarray) -> np.ndarray:
+        """bool array: voxels in a head block that do not hold the empty background's value."""
+        mask = self.blocks
+        for axis, (edge, n) in enumerate(zip(self.edges, values.shape, strict=True)):
+            mask = np.repeat(mask, edge, axis=axis)[(slice(None),) * axis + (slice(n),)]
+        return mask if self.background is None else mask & (values != self.background)
+
+    def box(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """First and one past the last voxel of the head along each axis; the whole volume where there is no head."""
+        if not self.blocks.any():
+            return [(0, n) for n in shape]
+        found = []
+        for axis, (edge, n) in enumerate(zip(self.edges, shape, strict=True)):
+            hit = np.flatnonzero(self.blocks.any(axis=tuple(a for a in range(3) if a != axis)))
+            found.append((int(hit[0]) * edge, min((int(hit[-1]) + 1) * edge, n)))
+        return found
+
+
+def _find_head(values: np.ndarray, spacing: tuple[float, float, float]) -> _Head:
+    """The head in a raw scan (noise around it) or a skull-stripped one (one value around it).
+
+    The volume becomes block means of its distance from the background; the threshold is a quarter of the median of the
+    blocks above it, iterated; components smaller than a tenth of the largest are dropped, gaps closed, holes filled.
     """
-    stride = max(1, round((voxels.size / 200_000) ** (1 / 3)))
-    sample = voxels[::stride, ::stride, ::stride].astype(np.float32).ravel()
-    low, high = float(min(sample.min(), 0.0)), float(np.percentile(sample, 99.5))
-    if high <= low:
-        return low
-    counts, edges = np.histogram(np.clip(sample, low, high), bins=256, range=(low, high))
-    centres = (edges[:-1] + edges[1:]) / 2
-    weight = np.cumsum(counts)
-    mean = np.cumsum(counts * centres)
-    rest, total = weight[-1] - weight, mean[-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = weight * rest * (mean / weight - (total - mean) / rest) ** 2
-    otsu = centres[int(np.nanargmax(between))]
-    return float(low + 0.35 * (otsu - low)) if low < 0 else float(0.35 * otsu)
-
-
-def head_box(voxels: np.ndarray, spacing: Sequence[float], margin_mm: float = 4.0) -> tuple[slice, slice, slice]:
-    """The box around the head (or the stripped brain): the largest bright component on a grid of about 4 mm, plus a margin.
-
-    Args:
-        voxels: (x, y, z) native intensities.
-        spacing: mm along each axis.
-        margin_mm: added on every side, cut at the volume's edge.
-    """
-    steps = [max(1, round(4.0 / s)) for s in spacing]
-    coarse = ndimage.uniform_filter(np.asarray(voxels, dtype=np.float32), steps, mode="nearest")
-    coarse = coarse[:: steps[0], :: steps[1], :: steps[2]]
-    bright = ndimage.binary_opening(coarse > head_threshold(coarse)) if min(coarse.shape) > 4 else coarse > head_threshold(coarse)
-    if not bright.any():
-        bright = coarse > head_threshold(coarse)
-    components, n = ndimage.label(bright)  # type: ignore[misc]  # scipy's stubs return a union here
-    if n == 0:
-        return slice(0, voxels.shape[0]), slice(0, voxels.shape[1]), slice(0, voxels.shape[2])
-    sizes = np.bincount(components.ravel())
+    x, y, z = (max(1, min(round(HEAD_BLOCK_MM / mm), n)) for mm, n in zip(spacing, values.shape, strict=True))
+    edges = (x, y, z)
+    low = float(values.min())
+    candidates = {value: np.count_nonzero(values == np.float32(value)) for value in {0.0, low, float(values[0, 0, 0])}}
+    frequent = max(candidates, key=lambda value: (candidates[value], value == 0.0))
+    background = frequent if candidates[frequent] >= 0.05 * values.size else None
+    if background is not None:
+        values = np.abs(values - np.float32(background))
+    means = values
+    for axis, edge in enumerate(edges):
+        if edge > 1:
+            starts = np.arange(0, means.shape[axis], edge)
+            counts = np.diff([*starts, means.shape[axis]]).astype(np.float32)
+            means = np.add.reduceat(means, starts, axis=axis)
+            means = means / counts.reshape([-1 if a == axis else 1 for a in range(3)])
+    if background is None:
+        means = means - (0.0 if low >= 0 else np.percentile(means, 1))
+    means = np.clip(means, 0, np.percentile(means, 99.5))
+    threshold = float(np.sqrt(np.mean(np.square(means, dtype=np.float64)))) * HEAD_FRACTION
+    for _ in range(20):
+        above = means[means > threshold]
+        if above.size == 0:
+            return _Head(np.zeros(means.shape, dtype=bool), edges, background)
+        lifted = HEAD_FRACTION * float(np.median(above))
+        if abs(lifted - threshold) <= 1e-3 * threshold:
+            break
+        threshold = lifted
+    parts, n_parts = ndimage.label(means > threshold)  # pyright: ignore[reportGeneralTypeIssues]  # a pair, as documented
+    sizes = np.bincount(parts.ravel(), minlength=n_parts + 1)
     sizes[0] = 0
-    box = ndimage.find_objects((components == sizes.argmax()).astype(np.int8))[0]
-    result = []
-    for part, step, size, length in zip(box, steps, spacing, voxels.shape, strict=True):
-        pad = step + round(margin_mm / size)
-        result.append(slice(max(0, part.start * step - pad), min(length, part.stop * step + pad)))
-    a, b, c = result
-    return a, b, c
+    head = (sizes >= 0.1 * sizes.max())[parts] & (parts > 0)
+    head = ndimage.binary_closing(np.pad(head, 2), iterations=2)[2:-2, 2:-2, 2:-2] | head
+    return _Head(ndimage.binary_fill_holes(head), edges, background)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Conforming
+# ----------------------------------------------------------------------------------------------------------- conforming
 
 
 class ConformSpec(Config):
-    """How scans are made alike before a network sees them."""
+    """How scans become what a model sees. It travels with every store and model and is replayed at prediction."""
 
     spacing_mm: float | Literal["native"] = 1.0
-    """Isotropic spacing in mm, or ``native`` to keep each session's own (for tiny structures)."""
+    """Isotropic voxel spacing in millimetres, or ``native`` to keep each scan's own."""
     crop: Literal["head", "nonzero", "none"] = "head"
-    """What the grid is cropped to: the head, the voxels that are not zero, or nothing."""
+    """Box that is kept: around the head, around every voxel that is not the empty background, or everything."""
     margin_mm: float = Field(default=4.0, ge=0)
-    """Margin around the crop."""
+    """Room around the crop's box on each side, in millimetres; it never exceeds the field of view."""
     normalise: Literal["zscore", "clamp_zscore_01", "none"] = "zscore"
-    """``zscore`` over the head; ``clamp_zscore_01`` clamps to percentiles first and rescales to 0-1 after."""
+    """``zscore``: mean 0, standard deviation 1 over the head. ``clamp_zscore_01``: clamped to the head's percentiles, then
+    z-scored and rescaled to 0..1. ``none``: as stored."""
     clamp_percentiles: tuple[float, float] = (0.5, 99.5)
-    """Percentiles of the head's intensities that ``clamp_zscore_01`` clamps to."""
+    """Percentiles of the head's voxels that ``clamp_zscore_01`` clamps to."""
     order: Literal[1, 3] = 1
-    """Order of the interpolating spline."""
+    """Interpolation of intensities: 1 linear, 3 cubic B-spline."""
 
-    def model_post_init(self, _: Any) -> None:
-        """Refuse impossible spacings and percentiles."""
-        if self.spacing_mm != "native" and not 0.1 <= self.spacing_mm <= 20:
-            raise ValueError(f"spacing_mm must lie between 0.1 and 20 mm, got {self.spacing_mm}")
+    @model_validator(mode="after")
+    def _possible(self) -> ConformSpec:
+        if self.spacing_mm != "native" and not 0 < self.spacing_mm < 1000:
+            raise ValueError(f"spacing_mm is a positive number of millimetres or 'native', got {self.spacing_mm}")
         low, high = self.clamp_percentiles
         if not 0 <= low < high <= 100:
-            raise ValueError(f"clamp_percentiles must rise within 0-100, got {self.clamp_percentiles}")
+            raise ValueError(f"clamp_percentiles are two rising numbers in 0..100, got {self.clamp_percentiles}")
+        return self
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """What was done to a scan's intensities.
+
+    Attributes:
+        method: ``zscore``, ``clamp_zscore_01`` or ``none``.
+        mean, std: of the head's voxels on the conformed grid (after clamping, where there is clamping), native units.
+        low, high: what values were clamped to, native units; None without clamping.
+    """
+
+    method: Literal["zscore", "clamp_zscore_01", "none"]
+    mean: float = 0.0
+    std: float = 1.0
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Conformed:
-    """What was done to a scan, so that it can be undone.
+    """How a scan was conformed: everything needed to go back.
 
     Attributes:
         native: the scan's own grid.
-        conformed: the grid it was brought to.
-        intensity: ``method``, ``mean``, ``std``, and for a clamped volume ``low`` and ``high`` (native intensities).
+        grid: the grid it was brought to, after the crop.
+        intensity: how its intensities were normalised.
     """
 
     native: Grid
-    conformed: Grid
-    intensity: Mapping[str, Any]
+    grid: Grid
+    intensity: Intensity
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"native": self.native.to_json(), "conformed": self.conformed.to_json(), "intensity": dict(self.intensity)}
+        """Plain data for JSON; floats return bit for bit."""
+        return {"native": self.native.to_json(), "grid": self.grid.to_json(), "intensity": dict(vars(self.intensity))}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Conformed:
-        """The inverse of :meth:`to_json`."""
-        return cls(Grid.from_json(value["native"]), Grid.from_json(value["conformed"]), dict(value["intensity"]))
+        """The record that :meth:`to_json` described."""
+        return cls(Grid.from_json(value["native"]), Grid.from_json(value["grid"]), Intensity(**value["intensity"]))
 
 
 def session_grid(reference: Volume, spec: ConformSpec, mask: np.ndarray | None = None) -> Grid:
-    """The grid that all scans of a session are brought to: the reference's crop, in RAS+ axes, at the wanted spacing.
+    """The cropped canonical grid that all contrasts of a session are conformed to.
 
     Args:
-        reference: native volume.
+        reference: the scan that gives the frame and the head box.
         spec: spacing, crop and margin.
-        mask: (x, y, z) bool on the reference's grid; where given, it is cropped to instead.
+        mask: bool array on the reference's own grid; where given and not empty, the box is drawn around it.
+
+    Raises:
+        InputError: the reference holds NaN or infinite voxels, so that no head can be found in it.
     """
     native = grid_of(reference)
-    upright = canonical_grid(native, None)  # the box must not depend on how the axes are stored
-    voxels = resample(reference, upright, order=0)
-    if mask is not None and mask.any() and spec.crop != "none":
-        turned = resample(Volume(mask.astype(np.uint8), native.affine), upright, order=0) > 0
-        box = _bounding_box(turned, upright.spacing_mm, spec.margin_mm)
-    elif spec.crop == "head":
-        box = head_box(voxels, upright.spacing_mm, spec.margin_mm)
-    elif spec.crop == "nonzero" and (voxels != 0).any():
-        box = _bounding_box(voxels != 0, upright.spacing_mm, spec.margin_mm)
+    if mask is not None and mask.shape != native.shape:
+        raise ValueError(f"the mask lies on the reference's grid: expected shape {native.shape}, got {mask.shape}")
+    turned = canonical_grid(native, None)
+    grid = turned if spec.spacing_mm == "native" else canonical_grid(native, spec.spacing_mm)
+    if spec.crop == "none":
+        return grid
+    relation = _relate(native, turned)
+    assert isinstance(relation, _Separable)
+    if mask is not None and mask.any():
+        box = _Head(relation.turned(mask.astype(bool, copy=False)), (1, 1, 1), None).box(turned.shape)
     else:
-        box = (slice(0, voxels.shape[0]), slice(0, voxels.shape[1]), slice(0, voxels.shape[2]))
-    spacing = None if spec.spacing_mm == "native" else spec.spacing_mm
-    return canonical_grid(crop_grid(upright, box), spacing)
-
-
-def _bounding_box(mask: np.ndarray, spacing: Sequence[float], margin_mm: float) -> tuple[slice, slice, slice]:
-    result = []
-    for axis in range(3):
-        found = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        pad = round(margin_mm / spacing[axis])
-        result.append(slice(max(0, int(found[0]) - pad), min(mask.shape[axis], int(found[-1]) + 1 + pad)))
-    a, b, c = result
-    return a, b, c
+        values = np.ascontiguousarray(relation.turned(reference.voxels), dtype=np.float32)
+        _require_finite(values)
+        if spec.crop == "head":
+            box = _find_head(values, turned.spacing_mm).box(turned.shape)
+        else:
+            empty = np.float32(0 if (values == 0).any() else values.min())
+            tiny = np.float32(1e-4) * np.abs(values - empty).max()
+            box = _Head(np.abs(values - empty) > tiny, (1, 1, 1), None).box(turned.shape)
+    start, shape = [], []
+    for k, (low, high) in enumerate(box):
+        scale = grid.spacing_mm[k] / turned.spacing_mm[k]
+        offset = (turned.shape[k] - 1) / 2 - scale * (grid.shape[k] - 1) / 2
+        margin = spec.margin_mm / turned.spacing_mm[k]
+        first = int(np.floor((low - 0.5 - margin - offset) / scale + 0.5 + 1e-6))
+        last = int(np.ceil((high - 0.5 + margin - offset) / scale + 0.5 - 1e-6))
+        first, last = max(first, 0), min(last, grid.shape[k])
+        start.append(first)
+        shape.append(last - first)
+    return grid.box((start[0], start[1], start[2]), (shape[0], shape[1], shape[2]))
 
 
 def conform(
     volume: Volume, spec: ConformSpec, *, grid: Grid | None = None, mask: np.ndarray | None = None
 ) -> tuple[Volume, Conformed]:
-    """A scan made ready for a network, and the record that undoes it.
+    """A scan as a model sees it, and the record of the way there.
 
     Args:
-        volume: native, finite intensities.
-        spec: what to do.
-        grid: where to bring it (a session's common grid); by default the scan's own :func:`session_grid`.
-        mask: (grid.shape) bool, the voxels whose intensities are normalised by; by default those above the head threshold.
+        volume: native scan; left untouched.
+        spec: spacing, crop, normalisation.
+        grid: where given, the scan is brought to it and nothing is cropped (``spec.spacing_mm`` is not looked at).
+        mask: bool array of the voxels whose statistics normalise the scan, on ``grid`` where that is given, else on the
+            volume's own grid (it then gives the crop's box too). By default the head that is found in the scan.
 
     Returns:
-        float32 (x, y, z) volume and its record. Voxels outside the field of view, and voxels that are exactly zero (a
-        skull-strip's background), are 0 after normalisation too.
+        float32 volume, 0 outside the scan's field of view, and its record.
+
+    Raises:
+        InputError: NaN or infinite voxels; or nothing but one value where the statistics are taken.
     """
-    target = session_grid(volume, spec) if grid is None else grid
     native = grid_of(volume)
-    voxels = resample(volume, target, order=spec.order, fill=0.0)
+    _require_finite(volume.voxels)
+    if grid is None:
+        grid = session_grid(volume, spec, mask)
+        if mask is not None:
+            mask = resample_labels(Volume(mask.astype(np.uint8), volume.affine), grid) > 0
+    elif mask is not None and mask.shape != grid.shape:
+        raise ValueError(f"the mask lies on the given grid: expected shape {grid.shape}, got {mask.shape}")
+    values = resample(volume, grid, order=spec.order)
+    relation = _relate(native, grid)
+    whole = isinstance(relation, _Separable) and all(
+        axis.first == 0 and axis.last == n for axis, n in zip(relation.along, grid.shape, strict=True)
+    )
+    covered = None if whole else inside(native, grid)
+    values, intensity = _normalise(values, spec, covered, mask, grid.spacing_mm)
+    return Volume(values, grid.affine), Conformed(native, grid, intensity)
+
+
+def _require_finite(values: np.ndarray) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+        raise InputError(
+            "the scan holds voxels that are no numbers", expected="finite voxels", got=f"{bad} NaN or infinite",
+            next_step="repair the scan, or read it with nonfinite='zero'",
+        )  # fmt: skip
+
+
+def _normalise(
+    values: np.ndarray,
+    spec: ConformSpec,
+    covered: np.ndarray | None,
+    mask: np.ndarray | None,
+    spacing: tuple[float, float, float],
+) -> tuple[np.ndarray, Intensity]:
+    """Normalised values (in place) and what was done."""
     if spec.normalise == "none":
-        return Volume(voxels, target.affine), Conformed(native, target, {"method": "none", "mean": 0.0, "std": 1.0})
-    background = voxels == 0
-    head = mask if mask is not None and (mask & ~background).any() else voxels > head_threshold(voxels)
-    values = voxels[head & ~background]
-    if values.size < 8:
-        values = voxels[~background] if not background.all() else voxels.ravel()
-    intensity: dict[str, Any] = {"method": spec.normalise}
-    if spec.normalise == "clamp_zscore_01":
-        low, high = (float(v) for v in np.percentile(values, spec.clamp_percentiles))
-        high = high if high > low else low + 1.0
-        np.clip(voxels, low, high, out=voxels)
-        voxels -= low
-        voxels /= high - low
-        intensity |= {"mean": low, "std": high - low, "low": low, "high": high}
+        return values, Intensity("none")
+    if mask is None or not (mask if covered is None else mask & covered).any():
+        mask = _find_head(values, spacing).voxels(values)
+    if covered is not None:
+        mask = mask & covered
+    chosen = values[mask]
+    if chosen.size == 0:
+        chosen = (values if covered is None else values[covered]).ravel()
+    low = high = None
+    if spec.normalise == "clamp_zscore_01" and chosen.size:
+        low, high = (float(v) for v in np.percentile(chosen, spec.clamp_percentiles))
+        chosen = np.clip(chosen, low, high)
+    spread = float(chosen.std(dtype=np.float64)) if chosen.size else 0.0
+    mean = float(chosen.mean(dtype=np.float64)) if chosen.size else 0.0
+    if spread <= 1e-6 * abs(mean) or spread == 0 or (low is not None and low == high):
+        raise InputError(
+            "the scan has the same value everywhere, so its intensities cannot be normalised",
+            expected="voxels that differ", got=f"{mean:g} in {chosen.size} voxels of the field of view",
+            next_step="leave the scan out, or look at it in a viewer",
+        )  # fmt: skip
+    if low is not None and high is not None:
+        np.clip(values, low, high, out=values)  # rescaling the z-scores to 0..1 leaves only this
+        values -= np.float32(low)
+        values *= np.float32(1 / (high - low))
     else:
-        mean = float(values.mean(dtype=np.float64))
-        std = float(values.std(dtype=np.float64)) or 1.0
-        voxels -= np.float32(mean)
-        voxels /= np.float32(std)
-        intensity |= {"mean": mean, "std": std}
-    voxels[background] = 0.0
-    return Volume(voxels, target.affine), Conformed(native, target, intensity)
+        values -= np.float32(mean)
+        values *= np.float32(1 / spread)
+    if covered is not None:
+        values[~covered] = 0
+    return values, Intensity(spec.normalise, mean, spread, low, high)
 
 
-def denormalise(array: np.ndarray, record: Conformed) -> np.ndarray:
-    """Conformed intensities in the scan's own units (float32); a value of exactly 0 is background and stays 0.
-
-    Clamped intensities stay clamped.
-    """
-    out = array.astype(np.float32) * np.float32(record.intensity["std"]) + np.float32(record.intensity["mean"])
-    out[array == 0] = 0.0
-    return out
+# ------------------------------------------------------------------------------------------------------------- the way back
 
 
 def to_native(array: np.ndarray, record: Conformed, order: int = 1) -> np.ndarray:
-    """Values on the conformed grid, brought back to the scan's own grid (float32; 0 outside the conformed box)."""
-    return resample(Volume(array, record.conformed.affine), record.native, order=order)
+    """An array on the conformed grid (an image, a probability map) on the scan's native grid.
+
+    Args:
+        array: of the conformed grid's shape.
+        record: how the scan was conformed.
+        order: 1 or 3.
+
+    Returns:
+        float32 array of the native shape; 0 outside the conformed box.
+    """
+    _require_shape(array, record)
+    return resample(Volume(array, record.grid.affine), record.native, order=order)
 
 
 def to_native_labels(labels: np.ndarray, record: Conformed) -> np.ndarray:
-    """A label map on the conformed grid, brought back to the scan's own grid (same dtype; 0 outside the conformed box)."""
-    return resample_labels(Volume(labels, record.conformed.affine), record.native)
+    """Labels on the conformed grid as labels on the scan's native grid; 0 outside the conformed box, same dtype."""
+    _require_shape(labels, record)
+    return resample_labels(Volume(labels, record.grid.affine), record.native)
+
+
+def denormalise(array: np.ndarray, record: Conformed) -> np.ndarray:
+    """Normalised intensities in the scan's own units, float32; what was clamped stays clamped.
+
+    Voxels outside the field of view, which hold 0, become the value that 0 stands for.
+    """
+    done = record.intensity
+    if done.method == "none":
+        return np.array(array, dtype=np.float32)
+    if done.low is not None and done.high is not None:
+        return (array * np.float32(done.high - done.low) + np.float32(done.low)).astype(np.float32, copy=False)
+    return (array * np.float32(done.std) + np.float32(done.mean)).astype(np.float32, copy=False)
+
+
+def _require_shape(array: np.ndarray, record: Conformed) -> None:
+    if array.shape != record.grid.shape:
+        raise ValueError(f"the array lies on the conformed grid: expected shape {record.grid.shape}, got {array.shape}")

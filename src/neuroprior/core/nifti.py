@@ -1,41 +1,59 @@
-"""NIfTI files: what their header says, their voxels, and writing beside an existing header bit for bit.
+"""NIfTI files: headers judged and repaired with a note, voxels and labels read, results written in their input's grid.
 
-Read with nibabel. A header that can be repaired is repaired and the repair told as a note; one that cannot is an
-:class:`~neuroprior.core.errors.InputError` that names the file, what was expected, what came and the next step.
+Affines follow the header's sform where its code is above 0, else its qform, else the voxel sizes alone (told). Every
+departure from what the file says is returned as a note, so that an index row can carry it.
 """
 
 from __future__ import annotations
 
+import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import artifacts
+from .artifacts import atomic
 from .errors import InputError
-from .geometry import EXACT, Grid, corner_distance_mm, orthonormalise
-from .volume import Volume, orientation
+from .geometry import Grid, corner_distance_mm
+from .volume import Volume, orientation, spacing_mm
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+
+SUFFIXES = (".nii", ".nii.gz")
+"""What this module reads and writes."""
+
+SILENT_VOXELS = 1e-3
+"""Repairs that move no corner by more than this fraction of a voxel are rounding and are not told."""
 
 DISAGREE_VOXELS = 0.1
-"""sform and qform whose corners differ by more than this many voxels are told."""
+"""Corner distance, in voxels, from which an sform and a qform are told to disagree."""
 
-_READ_ERRORS = (EOFError, zlib.error, OSError, ValueError, IndexError, MemoryError)
+INTEGER_TOLERANCE = 1e-3
+"""How far a stored label may lie from a whole number."""
+
+COMPRESSION = 4
+"""gzip level of written files."""
+
+_MM_PER_UNIT = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header says, read without its voxels.
+    """What a file says about its voxels, without reading them.
 
     Attributes:
-        shape: voxels along each axis; trailing axes of length one are dropped.
+        shape: voxels along each axis; trailing axes of one are dropped.
         spacing_mm: along each axis.
-        affine: (4, 4) voxel -> RAS+ mm, repaired where the file's axes were not orthonormal.
-        orientation: axis codes.
-        dtype: on disk.
-        qform_code, sform_code: 0 where absent.
-        notes: what was repaired or is odd, one sentence each.
+        affine: (4, 4) float64 voxel -> RAS+ mm, repaired where it was not orthonormal.
+        orientation: axis codes such as ``LAS``.
+        dtype: on disk, for example ``uint8``.
+        qform_code, sform_code: as stored.
+        notes: what was repaired or assumed, one sentence each.
     """
 
     shape: tuple[int, int, int]
@@ -47,253 +65,487 @@ class Header:
     sform_code: int
     notes: tuple[str, ...] = ()
 
-    @property
-    def grid(self) -> Grid:
-        """The grid that the voxels lie on."""
-        return Grid(self.shape, self.affine)
-
 
 def inspect_header(path: str | Path) -> Header:
-    """The checked header of an image file.
+    """A scan's header, checked; no voxel is decoded.
 
     Raises:
-        InputError: the file cannot be read, is no image, is not three-dimensional, or states an impossible spacing.
+        InputError: the file is missing, unreadable, cut short or no NIfTI; has other than three axes; or states a zero,
+            negative or non-finite spacing or an affine without a place for its voxels.
     """
-    return _inspect(_open(path), Path(path))
-
-
-def _open(path: str | Path) -> Any:
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    path = Path(path)
-    if not path.exists():
-        raise InputError("there is no such file", file=path)
-    try:
-        image = nibabel.load(path)
-    except PermissionError:
-        raise InputError("no permission to read the file", file=path, next_step="chmod u+r, or ask its owner") from None
-    except (ImageFileError, HeaderDataError, *_READ_ERRORS) as error:
-        raise InputError(
-            "the file cannot be read as an image",
-            file=path,
-            expected="a NIfTI file",
-            got=f"{path.stat().st_size} bytes: {_first_line(error)}",
-            next_step="copy or convert it again",
-        ) from None
-    return image
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:160] if lines else type(error).__name__
-
-
-def _raw_pixdim(path: Path) -> np.ndarray | None:
-    """The stored voxel sizes, before nibabel mends them; None for a format other than NIfTI."""
-    import nibabel
-    from nibabel.openers import ImageOpener
-
-    with ImageOpener(str(path), "rb") as file:
-        block = file.read(540)
-    for kind, size in ((nibabel.Nifti1Header, 348), (nibabel.Nifti2Header, 540)):
-        for order in ("<", ">"):
-            if len(block) >= size and int(np.frombuffer(block[:4], dtype=f"{order}i4")[0]) == size:
-                return np.array(kind(block[:size], endianness=order, check=False)["pixdim"][1:4], dtype=np.float64)
-    return None
-
-
-def _inspect(image: Any, path: Path) -> Header:
-    notes: list[str] = []
-    shape = tuple(int(n) for n in image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 2:
-        raise InputError(
-            f"the image has shape {'x'.join(map(str, shape))}, which is no single volume",
-            file=path,
-            expected="three axes of at least 2 voxels",
-            got=f"{len(shape)}-D" if len(shape) != 3 else "an axis of one voxel",
-            next_step="split a 4-D series into volumes, one file each" if len(shape) > 3 else "use a 3-D scan",
-        )
-    pixdim = _raw_pixdim(path)
-    if pixdim is not None and (not np.isfinite(pixdim).all() or (pixdim <= 0).any()):
-        raise InputError(
-            "the header states an impossible voxel size",
-            file=path,
-            expected="three positive numbers of mm",
-            got=", ".join(f"{value:g}" for value in pixdim),
-            next_step="convert the scan again from its source",
-        )
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(
-            "the header's affine is singular", file=path, expected="an invertible voxel-to-millimetre matrix",
-            got=np.round(affine[:3], 3).tolist(), next_step="convert the scan again from its source",
-        )  # fmt: skip
-    x, y, z = shape
-    stated = Grid((x, y, z), affine)
-    repaired, shift = orthonormalise(stated)
-    tolerance = EXACT * min(stated.spacing_mm)
-    if shift > tolerance:
-        notes.append(f"the axes were not orthonormal: repaired, the corners move by up to {shift:.2f} mm")
-        affine = repaired.affine
-    qform_code, sform_code = _codes(image)
-    if qform_code > 0 and sform_code > 0:
-        apart = corner_distance_mm(Grid((x, y, z), image.header.get_qform()), stated)
-        if apart > DISAGREE_VOXELS * min(stated.spacing_mm):
-            notes.append(f"sform and qform disagree by up to {apart:.2f} mm: the sform is used")
-    elif qform_code == 0 and sform_code == 0 and pixdim is not None:
-        notes.append("neither sform nor qform is set: the voxel axes are taken for RAS or LAS as stored")
-    if max(stated.spacing_mm) > 20 or min(stated.spacing_mm) < 0.05:
-        notes.append(f"implausible voxel size {'x'.join(f'{v:.3g}' for v in stated.spacing_mm)} mm")
-    checked = Grid((x, y, z), affine)
-    return Header(
-        (x, y, z), checked.spacing_mm, affine, orientation(affine), str(image.get_data_dtype()), qform_code, sform_code, tuple(notes)
-    )
-
-
-def _codes(image: Any) -> tuple[int, int]:
-    header = image.header
-    if "qform_code" not in header or "sform_code" not in header:
-        return 0, 0
-    return int(header["qform_code"]), int(header["sform_code"])
-
-
-def _voxels(image: Any, header: Header, path: Path) -> np.ndarray:
-    try:
-        array = np.asanyarray(image.dataobj)
-    except PermissionError:
-        raise InputError("no permission to read the file", file=path, next_step="chmod u+r, or ask its owner") from None
-    except _READ_ERRORS as error:
-        raise InputError(
-            "the voxels cannot be read: the file is truncated or damaged",
-            file=path,
-            expected=f"{'x'.join(map(str, header.shape))} voxels of {header.dtype}",
-            got=_first_line(error),
-            next_step="copy or convert it again",
-        ) from None
-    if np.iscomplexobj(array) or array.dtype.fields is not None:
-        raise InputError("the voxels are no real numbers", file=path, expected="a magnitude image", got=str(array.dtype))
-    return array.reshape(header.shape)
-
-
-def check_voxels(voxels: np.ndarray) -> tuple[str, ...]:
-    """What is wrong with a scan's intensities: not-finite values, or one value everywhere. Empty when nothing is."""
-    problems = []
-    finite = np.isfinite(voxels)
-    bad = int(voxels.size - np.count_nonzero(finite))
-    if bad:
-        problems.append(f"{bad} of {voxels.size} voxels are NaN or infinite")
-    values = voxels[finite] if bad else voxels
-    if values.size == 0 or float(values.min()) == float(values.max()):
-        problems.append(f"the volume is constant ({float(values.flat[0]) if values.size else 'nothing'} everywhere)")
-    return tuple(problems)
+    path = _checked(path)
+    with _readable(path):
+        with _open(path) as file:
+            start = file.read(544)
+        header = _parse(start, path)
+        facts = _judge(header, path)
+        _check_length(header, path)
+    return facts
 
 
 def read_scan(path: str | Path, *, nonfinite: Literal["error", "zero"] = "error") -> tuple[Volume, tuple[str, ...]]:
-    """A scan's intensities as float32 (scaling applied), and the notes of its header.
+    """A scan's voxels, with the header's scaling applied, and what was repaired on the way.
 
     Args:
-        path: image file.
-        nonfinite: ``error`` refuses NaN and infinities, ``zero`` sets them to 0 and tells.
+        path: ``.nii`` or ``.nii.gz``.
+        nonfinite: what to do with NaN and infinite voxels: refuse the file, or set them to 0 and tell.
+
+    Returns:
+        float32 volume in the stored orientation with its repaired affine, and notes, one sentence each.
 
     Raises:
-        InputError: the file cannot be used; constant volumes are refused too.
+        InputError: as :func:`inspect_header`, and for voxels that are not finite.
     """
-    path = Path(path)
-    image = _open(path)
-    header = _inspect(image, path)
-    voxels = _voxels(image, header, path).astype(np.float32)
-    notes = list(header.notes)
-    bad = ~np.isfinite(voxels)
-    if bad.any() and nonfinite == "zero" and not bad.all():
-        voxels[bad] = 0
-        notes.append(f"{int(bad.sum())} voxels were NaN or infinite: set to 0")
-    problems = check_voxels(voxels)
-    if problems:
-        raise InputError(
-            "; ".join(problems), file=path, expected="finite intensities that vary", next_step="export the scan again, or leave it out"
-        )
-    return Volume(voxels, header.affine), tuple(notes)
+    path = _checked(path)
+    facts, header, stored = _load(path)
+    voxels = _scaled(stored, header)
+    notes = facts.notes
+    bad = _count_nonfinite(voxels)
+    if bad:
+        told = f"{bad} of {voxels.size} voxels are NaN or infinite"
+        if nonfinite == "error":
+            raise InputError(
+                "the scan holds voxels that are no numbers", file=path, expected="finite voxels", got=told,
+                next_step="repair the scan, or read it with nonfinite='zero'",
+            )  # fmt: skip
+        voxels = np.nan_to_num(voxels, copy=True, nan=0.0, posinf=0.0, neginf=0.0)
+        notes += (f"{told}; they were set to 0",)
+    return Volume(voxels, facts.affine), notes
 
 
 def read_labels(path: str | Path) -> tuple[Volume, tuple[str, ...]]:
-    """A label map as integers, and notes.
+    """A label map's voxels as integers, and what was repaired on the way.
 
-    Values stored as floats are rounded when all lie within 0.001 of an integer, and that is told.
+    Returns:
+        Volume of the stored integer dtype (native byte order), or, where the file stores or scales to floats, of the
+        smallest integer dtype that holds the values.
 
     Raises:
-        InputError: the file cannot be used, or its values are no labels; the message shows the values.
+        InputError: as :func:`inspect_header`, and for values further than 0.001 from a whole number (with a table).
     """
-    path = Path(path)
-    image = _open(path)
-    header = _inspect(image, path)
-    voxels = _voxels(image, header, path)
-    notes = list(header.notes)
-    if np.issubdtype(voxels.dtype, np.floating):
-        if not np.isfinite(voxels).all():
-            raise InputError("the label map holds NaN or infinite values", file=path, next_step="export it again as integers")
-        rounded = np.rint(voxels)
-        if np.abs(voxels - rounded).max() > 1e-3:
-            values = np.unique(voxels)
-            raise InputError(
-                "the label map's values are no integers: a probability map or an image?", file=path, expected="whole numbers",
-                got=f"{len(values)} values: {', '.join(f'{v:g}' for v in values[:8])}{' ...' if len(values) > 8 else ''}",
-                next_step="threshold or export it as integers",
-            )  # fmt: skip
-        voxels = rounded.astype(np.int32)
-        notes.append("labels were stored as floats: rounded")
-    low, high = int(voxels.min()), int(voxels.max())
-    kind = np.min_scalar_type(high) if low >= 0 else np.int32
-    return Volume(voxels.astype(kind), header.affine), tuple(notes)
+    path = _checked(path)
+    facts, header, stored = _load(path)
+    slope, intercept = _scaling(header)
+    if stored.dtype.kind in "iu" and slope == 1 and intercept == 0:
+        return Volume(stored.astype(stored.dtype.newbyteorder("="), copy=False), facts.affine), facts.notes
+    values = stored.astype(np.float64)
+    if stored.dtype.kind in "iu":
+        values = values * slope + intercept
+    elif slope != 1 or intercept != 0:
+        values = values * slope + intercept
+    whole = np.rint(values)
+    far = ~(np.abs(values - whole) <= INTEGER_TOLERANCE)
+    if far.any():
+        found, counts = np.unique(values[far], return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:5]
+        table = ", ".join(f"{found[i]:g} ({counts[i]} voxels)" for i in order)
+        more = f" and {len(found) - 5} other values" if len(found) > 5 else ""
+        raise InputError(
+            "the label map holds values that are no whole numbers", file=path, expected="integer labels", got=table + more,
+            next_step="threshold a probability map first, or check that this is the label file and not the image",
+        )  # fmt: skip
+    low, high = float(whole.min()), float(whole.max())
+    if low < np.iinfo(np.int64).min or high > np.iinfo(np.int64).max:
+        raise InputError("the label map holds values beyond 64-bit integers", file=path, got=f"{low:g} to {high:g}")
+    kind = np.result_type(np.min_scalar_type(int(low)), np.min_scalar_type(int(high)))
+    if kind.kind not in "iu":
+        kind = np.dtype(np.int64)
+    moved = float(np.abs(values - whole).max())
+    notes = facts.notes
+    if moved > 0:
+        notes += (f"labels stored as {facts.dtype} were rounded to whole numbers, by at most {moved:.2g}",)
+    elif stored.dtype.kind == "f":
+        notes += (f"labels stored as {facts.dtype} were read as {kind}",)
+    return Volume(whole.astype(kind), facts.affine), notes
 
 
-def write(path: str | Path, volume: Volume, *, dtype: Any = None) -> Path:
-    """Write a volume as NIfTI, atomically, with sform and qform set (code 1) to its affine in mm."""
-    import nibabel
-
-    path = Path(path)
-    image = nibabel.Nifti1Image(volume.voxels.astype(dtype or volume.voxels.dtype), volume.affine)
-    image.set_qform(volume.affine, code=1)
-    image.set_sform(volume.affine, code=1)
-    image.header.set_xyzt_units("mm")
-    with artifacts.atomic(path) as temporary:
-        nibabel.save(image, temporary)
-    return path
+def check_voxels(volume: Volume) -> tuple[str, ...]:
+    """What is wrong with a volume's voxels: NaN or infinite values, or one value everywhere. Empty when nothing is."""
+    voxels, problems = volume.voxels, []
+    if _count_nonfinite(voxels):
+        n_nan = int(np.count_nonzero(np.isnan(voxels)))
+        n_infinite = int(np.count_nonzero(np.isinf(voxels)))
+        problems.append(f"{n_nan} NaN and {n_infinite} infinite voxels of {voxels.size}")
+    elif voxels.min() == voxels.max():
+        problems.append(f"the volume is constant: every voxel is {voxels.flat[0]:g}")
+    return tuple(problems)
 
 
-def write_like(path: str | Path, array: np.ndarray, *, like: str | Path, dtype: Any = None) -> Path:
-    """Write an array with the header of another file: shape, affine, qform, sform and their codes stay bit for bit.
+def write_like(path: str | Path, array: np.ndarray, *, like: str | Path, dtype: np.typing.DTypeLike | None = None) -> None:
+    """Write an array that lies on another file's grid, with that file's header.
 
-    Only the data type and what depends on it (scaling, display range) change.
+    Shape (trailing axes of one included), pixdim, qform, sform, their codes and the units are the other file's, bit for
+    bit, even where they disagree with each other; data type, scaling and display range are the array's.
 
     Args:
-        path: where to write.
-        array: (x, y, z) values on the grid of ``like``.
-        like: the file whose header is taken.
-        dtype: on disk; the array's own by default.
+        path: ``.nii`` or ``.nii.gz``; appears whole or not at all.
+        array: (x, y, z) of the other file's shape.
+        like: the file whose grid the array lies on.
+        dtype: on disk; by default the array's (``bool`` becomes uint8, ``float16`` float32).
 
     Raises:
-        InputError: ``like`` cannot be read or has another shape.
+        InputError: ``like`` cannot be read, or has another shape, or a value does not fit ``dtype``.
+        ArtifactError: the disk is full or the folder cannot be written.
     """
-    import nibabel
+    like = _checked(like)
+    with _readable(like), _open(like) as file:
+        header = _parse(file.read(544), like)
+    stored = tuple(int(n) for n in header.get_data_shape())
+    kept = stored[:3] if all(n == 1 for n in stored[3:]) else stored
+    if array.shape != kept:
+        raise InputError(
+            "the array does not lie on this file's grid", file=like, expected=f"shape {kept}", got=f"shape {array.shape}",
+            next_step="bring the array to the file's native grid first",
+        )  # fmt: skip
+    _write(Path(path), _as_stored(array, dtype, path), header.copy())
 
+
+def write(path: str | Path, volume: Volume, *, dtype: np.typing.DTypeLike | None = None) -> None:
+    """Write a volume as NIfTI-1 in millimetres; sform and qform both hold its affine, with code 1 (scanner).
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; appears whole or not at all.
+        volume: what to write.
+        dtype: on disk; by default the voxels' (``bool`` becomes uint8, ``float16`` float32).
+
+    Raises:
+        InputError: a value does not fit ``dtype``.
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
+    from nibabel.nifti1 import Nifti1Header
+
+    header = Nifti1Header()
+    header.set_data_shape(volume.shape)
+    header.set_zooms(volume.spacing_mm)
+    header.set_sform(volume.affine, code=1)
+    header.set_qform(volume.affine, code=1)
+    header.set_xyzt_units("mm")
+    _write(Path(path), _as_stored(volume.voxels, dtype, path), header)
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def _checked(path: str | Path) -> Path:
     path = Path(path)
-    source = _open(like)
-    shape = tuple(source.shape)
-    if int(np.prod(shape)) != array.size or tuple(n for n in shape if n > 1) != tuple(n for n in array.shape if n > 1):
-        raise InputError("the array does not lie on the grid of its header", file=like, expected=shape, got=array.shape)
-    values = array.astype(dtype or array.dtype, copy=False).reshape(shape)
-    header = source.header.copy()
-    if not isinstance(header, nibabel.Nifti1Header):
-        header = nibabel.Nifti1Header.from_header(header)
-    header.set_data_dtype(values.dtype)
-    header.set_slope_inter(None, None)
-    header["cal_min"], header["cal_max"] = 0, 0
-    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-    image = kind(values, source.affine, header)
-    with artifacts.atomic(path) as temporary:
-        nibabel.save(image, temporary)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise InputError("this is no NIfTI file by its name", file=path, expected=" or ".join(SUFFIXES), got=path.suffix or "no suffix",
+                         next_step="convert it (DICOM: dcm2niix; .mgz: mri_convert)")  # fmt: skip
     return path
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns whatever keeps a file from being read into an InputError that says what to do."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("the file does not exist", file=path, next_step="check the path") from None
+    except PermissionError:
+        raise InputError(
+            "no permission to read the file", file=path, expected="a file that you may read", got="permission denied",
+            next_step="ask its owner, or chmod u+r",
+        ) from None  # fmt: skip
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(
+            "the file is cut short or damaged", file=path, expected="a whole gzip stream", got=str(error),
+            next_step="copy or download it again",
+        ) from None  # fmt: skip
+    except OSError as error:
+        raise InputError(
+            "the file cannot be read", file=path, got=error.strerror or str(error), next_step="copy it again"
+        ) from None
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
+
+
+def _parse(start: bytes, path: Path) -> Nifti1Header:
+    """The NIfTI-1 or NIfTI-2 header in the first bytes of a file."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")} if len(start) >= 4 else set()
+    kind = Nifti1Header if 348 in sizes else Nifti2Header if 540 in sizes else None
+    if kind is None:
+        raise InputError(
+            "this is no NIfTI file", file=path, expected="a header of 348 or 540 bytes",
+            got=f"{len(start)} bytes" if len(start) < 348 else "other content", next_step="convert or download it again",
+        )  # fmt: skip
+    needed = 348 if kind is Nifti1Header else 540
+    if len(start) < needed:
+        raise InputError(
+            "the file is cut short", file=path, expected=f"a header of {needed} bytes", got=f"{len(start)} bytes",
+            next_step="copy or download it again",
+        )  # fmt: skip
+    magic = bytes(start[344:348] if kind is Nifti1Header else start[4:8]).rstrip(b"\0")
+    if magic not in (b"n+1", b"n+2"):
+        raise InputError(
+            "the file is not a single-file NIfTI", file=path, expected="magic n+1 or n+2", got=repr(magic),
+            next_step="convert .hdr/.img pairs and Analyze files to .nii.gz",
+        )  # fmt: skip
+    return kind(start[:needed], check=False)
+
+
+def _load(path: Path) -> tuple[Header, Nifti1Header, np.ndarray]:
+    """The judged header, the raw header and the stored values (x, y, z), before scaling."""
+    with _readable(path):
+        content = path.read_bytes()
+        if path.name.lower().endswith(".gz"):
+            content = gzip.decompress(content)
+    header = _parse(content[:544], path)
+    facts = _judge(header, path)
+    needed = _length(header)
+    if len(content) < needed:
+        raise _cut_short(path, needed, len(content))
+    dtype = header.get_data_dtype()
+    n_voxels = int(np.prod(facts.shape))
+    flat = np.frombuffer(content, dtype=dtype, count=n_voxels, offset=_offset(header))
+    return facts, header, flat.reshape(facts.shape, order="F")
+
+
+def _offset(header: Nifti1Header) -> int:
+    return int(header["vox_offset"]) or (352 if int(header["sizeof_hdr"]) == 348 else 544)
+
+
+def _length(header: Nifti1Header) -> int:
+    """Bytes that the uncompressed file must have."""
+    return _offset(header) + int(np.prod(header.get_data_shape(), dtype=np.int64)) * header.get_data_dtype().itemsize
+
+
+def _cut_short(path: Path, needed: int, got: int) -> InputError:
+    return InputError(
+        "the file is cut short", file=path, expected=f"{needed} bytes of header and voxels", got=f"{got} bytes",
+        next_step="copy or download it again",
+    )  # fmt: skip
+
+
+def _check_length(header: Nifti1Header, path: Path) -> None:
+    """Refuses a file that cannot hold the voxels its header promises; a gzip file's last bytes tell its length."""
+    needed = _length(header)
+    if not path.name.lower().endswith(".gz"):
+        if path.stat().st_size < needed:
+            raise _cut_short(path, needed, path.stat().st_size)
+        return
+    with open(path, "rb") as file:
+        file.seek(-4, 2)
+        told = int.from_bytes(file.read(4), "little")
+    if told == needed % 2**32:
+        return
+    got = 0  # a longer file, several gzip members, or a stream that was cut: only reading it tells
+    with gzip.open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            got += len(chunk)
+    if got < needed:
+        raise _cut_short(path, needed, got)
+
+
+def _scaling(header: Nifti1Header) -> tuple[float, float]:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not np.isfinite(slope):
+        return 1.0, 0.0
+    return slope, intercept if np.isfinite(intercept) else 0.0
+
+
+def _scaled(stored: np.ndarray, header: Nifti1Header) -> np.ndarray:
+    slope, intercept = _scaling(header)
+    if stored.dtype.kind == "f" and stored.dtype.itemsize > 4:
+        with np.errstate(over="ignore"):
+            return (stored * slope + intercept).astype(np.float32)
+    voxels = stored.astype(np.float32)  # a copy: the file's bytes are read-only
+    if slope != 1:
+        voxels *= np.float32(slope)
+    if intercept != 0:
+        voxels += np.float32(intercept)
+    return voxels
+
+
+def _count_nonfinite(voxels: np.ndarray) -> int:
+    if voxels.dtype.kind != "f":
+        return 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = voxels.sum(dtype=np.float64)
+    if np.isfinite(total):
+        return 0
+    return int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
+
+
+# -------------------------------------------------------------------------------------------------------------- judging
+
+
+def _judge(header: Nifti1Header, path: Path) -> Header:
+    """The facts in a header, with its affine repaired, or an InputError."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError):
+        raise InputError("unknown data type", file=path, got=f"datatype code {int(header['datatype'])}",
+                         expected="a NIfTI data type", next_step="convert it again") from None  # fmt: skip
+    if dtype.kind not in "iuf":
+        raise InputError(
+            "the voxels are no single numbers", file=path, expected="integers or floats", got=str(header.get_value_label("datatype")),
+            next_step="convert colour or complex images to one real channel",
+        )  # fmt: skip
+    shape = _shape(header, path)
+    zooms = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    if not (np.isfinite(zooms).all() and (zooms > 0).all()):
+        raise InputError(
+            "the voxel spacing is impossible", file=path, expected="three positive numbers of millimetres",
+            got=", ".join(f"{mm:g}" for mm in zooms), next_step="correct pixdim in the header, or convert the scan again",
+        )  # fmt: skip
+    affine, notes = _affine(header, shape, zooms, path)
+    q, s = int(header["qform_code"]), int(header["sform_code"])
+    return Header(shape, spacing_mm(affine), affine, orientation(affine), dtype.name, q, s, tuple(notes))
+
+
+def _shape(header: Nifti1Header, path: Path) -> tuple[int, int, int]:
+    n_axes = int(header["dim"][0])
+    if not 1 <= n_axes <= 7:
+        raise InputError(
+            "the header is damaged", file=path, expected="1 to 7 axes", got=f"{n_axes} axes", next_step="convert it again"
+        )
+    stored = tuple(int(n) for n in header["dim"][1 : n_axes + 1])
+    if min(stored) < 1:
+        raise InputError("the header is damaged", file=path, expected="positive axis lengths", got=f"shape {stored}",
+                         next_step="convert it again")  # fmt: skip
+    shape = stored
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 3:
+        raise InputError(
+            f"the scan has {len(shape)} axes", file=path, expected="one volume, three axes", got=f"shape {stored}",
+            next_step="split the series, or take its mean, and give one volume",
+        )  # fmt: skip
+    if len(shape) < 3 or min(shape) < 2:
+        raise InputError(
+            "the scan is a slice or a line, no volume", file=path, expected="three axes of at least 2 voxels", got=f"shape {stored}",
+            next_step="give a three-dimensional scan",
+        )  # fmt: skip
+    x, y, z = shape
+    return x, y, z
+
+
+def _affine(header: Nifti1Header, shape: tuple[int, int, int], zooms: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+    notes: list[str] = []
+    q, s = int(header["qform_code"]), int(header["sform_code"])
+    sform = header.get_sform() if s > 0 else None
+    qform, q_problem = None, ""
+    if q > 0:
+        qform, q_problem = _qform(header)
+    if sform is not None and not _invertible(sform):
+        if qform is None:
+            raise InputError(
+                "the affine gives the voxels no place", file=path, expected="an invertible sform or qform",
+                got=f"sform {np.round(sform, 4).tolist()}", next_step="copy the geometry from the original scan",
+            )  # fmt: skip
+        notes.append("the sform is not invertible; the qform is used")
+        sform = None
+    if sform is None and qform is None:
+        if q > 0:
+            raise InputError(
+                "the affine gives the voxels no place", file=path, expected="a valid qform", got=q_problem,
+                next_step="copy the geometry from the original scan",
+            )  # fmt: skip
+        notes.append("neither sform nor qform is set; the orientation is unknown and taken as LAS from the voxel sizes")
+    chosen = (
+        sform if sform is not None else qform if qform is not None else np.asarray(header.get_base_affine(), dtype=np.float64)
+    )
+    chosen = np.array(chosen, dtype=np.float64)
+    if sform is not None and q > 0:
+        if qform is None:
+            notes.append(f"the qform is not valid ({q_problem}); the sform is used")
+        else:
+            apart = corner_distance_mm(Grid(shape, sform), Grid(shape, qform))
+            if apart > DISAGREE_VOXELS * min(spacing_mm(sform)):
+                notes.append(f"sform and qform disagree by up to {apart:.2f} mm; the sform is used")
+    if sform is not None:
+        told = np.array(spacing_mm(sform))
+        if np.abs(told / zooms - 1).max() > 1e-2:
+            a, b = (" x ".join(f"{mm:.4g}" for mm in x) for x in (told, zooms))
+            notes.append(f"the sform's spacing ({a} mm) differs from the header's ({b} mm); the sform is used")
+    unit = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7)
+    if unit is not None:
+        notes.append(f"the header's unit is {unit[0]}; the numbers were taken as millimetres")
+    repaired, shift = orthonormal(chosen, shape)
+    if shift <= SILENT_VOXELS * min(spacing_mm(repaired)):
+        return chosen, notes
+    notes.append(f"the affine's axes were not orthogonal and were repaired, which moves a corner by up to {shift:.2f} mm")
+    return repaired, notes
+
+
+def _qform(header: Nifti1Header) -> tuple[np.ndarray | None, str]:
+    """The qform's affine, or None and why not."""
+    try:
+        qform = header.get_qform()
+    except (ValueError, ArithmeticError) as error:
+        return None, str(error)
+    if qform is None or not _invertible(qform):
+        return None, "it is not invertible"
+    return np.asarray(qform, dtype=np.float64), ""
+
+
+def _invertible(affine: np.ndarray) -> bool:
+    linear = np.asarray(affine, dtype=np.float64)[:3, :3]
+    if not np.isfinite(affine).all():
+        return False
+    lengths = np.linalg.norm(linear, axis=0)
+    return bool((lengths > 1e-6).all() and abs(np.linalg.det(linear / lengths)) > 1e-3)
+
+
+def orthonormal(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, float]:
+    """The nearest affine whose axes are orthogonal (polar decomposition of its directions), about the volume's centre.
+
+    Args:
+        affine: (4, 4) invertible, voxel -> mm.
+        shape: of the volume.
+
+    Returns:
+        The repaired affine, spacing and centre kept, and the largest distance that a corner voxel moves, in millimetres.
+    """
+    affine = np.asarray(affine, dtype=np.float64)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
+    repaired = np.eye(4)
+    repaired[:3, :3] = (left @ right) * lengths
+    half = (np.asarray(shape) - 1) / 2
+    repaired[:3, 3] = affine[:3, 3] + (affine[:3, :3] - repaired[:3, :3]) @ half
+    return repaired, corner_distance_mm(Grid(shape, affine), Grid(shape, repaired))
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def _as_stored(array: np.ndarray, dtype: np.typing.DTypeLike | None, path: str | Path) -> np.ndarray:
+    """The array in the dtype that goes to disk; no value may be lost."""
+    kind = np.dtype(array.dtype if dtype is None else dtype)
+    kind = {"bool": np.dtype(np.uint8), "float16": np.dtype(np.float32)}.get(kind.name, kind)
+    if kind.kind not in "iuf":
+        raise InputError("NIfTI cannot hold this data type", file=path, expected="integers or floats", got=str(kind))
+    if kind.kind in "iu" and array.dtype != kind and array.size:
+        limits = np.iinfo(kind)
+        whole = array.dtype.kind in "iub" or bool((array == np.rint(array)).all())
+        if not whole or array.min() < limits.min or array.max() > limits.max:
+            raise InputError(
+                f"values do not fit {kind}", file=path, expected=f"whole numbers in {limits.min}..{limits.max}",
+                got=f"{array.dtype} in {array.min():g}..{array.max():g}", next_step="choose a wider dtype",
+            )  # fmt: skip
+    return array.astype(kind, copy=False)
+
+
+def _write(path: Path, array: np.ndarray, header: Nifti1Header) -> None:
+    """Header and voxels as one file; the same content gives the same bytes."""
+    path = _checked(path)
+    header.set_data_dtype(array.dtype)
+    header["vox_offset"] = 352 if int(header["sizeof_hdr"]) == 348 else 544
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["cal_min"], header["cal_max"] = 0, 0
+    ordered = array.astype(header.get_data_dtype(), copy=False)
+    content = bytes(header.structarr.tobytes()) + b"\0\0\0\0" + ordered.tobytes(order="F")
+    if path.name.lower().endswith(".gz"):
+        content = gzip.compress(content, compresslevel=COMPRESSION, mtime=0)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)

@@ -15,10 +15,8 @@ from .errors import ConfigError, suggestion
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
-SHELVES = (
-    "readers", "nets", "heads", "anatomy", "metrics", "objectives", "tasks", "assessments", "bridges", "recipes", "protocols",
-)  # fmt: skip
-"""Every folder that is a shelf. ``recipes`` and ``protocols`` hold YAML, the others Python."""
+SHELVES = ("readers", "nets", "heads", "metrics", "objectives", "tasks", "assessments", "recipes")
+"""Every folder that is a shelf. ``recipes`` holds YAML, the others Python."""
 
 
 def names(shelf: str) -> list[str]:
@@ -42,8 +40,7 @@ def path_of(shelf: str, name: str) -> Path:
     """
     known = names(shelf)
     if name not in known:
-        singular = {"anatomy": "anatomy source"}.get(shelf, shelf.removesuffix("s"))
-        raise ConfigError(f"unknown {singular} {name!r}", next_step=suggestion(name, known))
+        raise ConfigError(f"unknown {shelf.removesuffix('s')} {name!r}", next_step=suggestion(name, known))
     yaml = PACKAGE / shelf / f"{name}.yaml"
     return yaml if yaml.exists() else PACKAGE / shelf / f"{name}.py"
 

@@ -56,7 +56,9 @@ def read_index(path: str | Path) -> list[Scan]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise ArtifactError("the index cannot be read", file=path, expected="a Parquet table", got=str(error).splitlines()[0]) from None
+        raise ArtifactError(
+            "the index cannot be read", file=path, expected="a Parquet table", got=str(error).splitlines()[0]
+        ) from None
     note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
     if note.get("artifact") != "index" or note.get("version") != VERSION:
         raise ArtifactError(

@@ -57,9 +57,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         InputError: no session of these splits has a usable scan.
     """
 
-    def __init__(
-        self, store: Store, splits: Sequence[str], config: PairConfig, *, seed: int, augment: bool = True
-    ) -> None:
+    def __init__(self, store: Store, splits: Sequence[str], config: PairConfig, *, seed: int, augment: bool = True) -> None:
         self.store, self.config, self.seed, self.augment = store, config, seed, augment
         by_subject: dict[str, list[SessionView]] = {}
         for session in store.sessions:

@@ -260,7 +260,13 @@ def _view(marker: Path) -> SessionView:
 
 def describe_store(spec: ConformSpec, dtype: str) -> dict[str, Any]:
     """The content of ``store.json``."""
-    return {"artifact": "store", "version": VERSION, "neuroprior": __version__, "spec": spec.model_dump(mode="json"), "dtype": dtype}
+    return {
+        "artifact": "store",
+        "version": VERSION,
+        "neuroprior": __version__,
+        "spec": spec.model_dump(mode="json"),
+        "dtype": dtype,
+    }
 
 
 def hash_sessions(spec: Mapping[str, Any], dtype: str, sessions: Sequence[Mapping[str, Any]]) -> str:

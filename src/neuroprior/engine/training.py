@@ -407,7 +407,9 @@ class _Loop(lightning.LightningModule):
         self.book.checkpoint_seconds += self._checkpointed - start
 
     def _write_ledger(self) -> None:
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        device = (
+            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        )
         artifacts.write_json(self.run / "ledger.json", self.book.report(device=device, processes=self.config.devices))
 
     def _mark(self) -> None:

@@ -61,9 +61,7 @@ class PooledHead(nn.Module):
             return flat.mean(2)
         return torch.cat([flat.mean(2), flat.amax(2)], 1)
 
-    def forward(
-        self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int
-    ) -> Tensor:
+    def forward(self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int) -> Tensor:
         """(n_cases, outputs); the shelf's docstring explains the ragged batch. ``net`` is not used."""
         hidden = self.anatomy(mean_by_case(self.pool(representation.anatomy), case, n_cases))
         if self.config.contrast_channels:

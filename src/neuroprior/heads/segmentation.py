@@ -37,9 +37,7 @@ class SegmentationHead(nn.Module):
         self.logits = nn.Conv3d(config.features, config.classes, kernel_size=1)
         self.fusion = nn.Parameter(torch.zeros(len(config.contrasts)))
 
-    def forward(
-        self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int
-    ) -> Tensor:
+    def forward(self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int) -> Tensor:
         """(n_cases, classes, x, y, z); the shelf's docstring explains the ragged batch."""
         anatomy = mean_by_case(representation.anatomy, case, n_cases)[case]
         code = torch.cat([anatomy, representation.contrast], 1)

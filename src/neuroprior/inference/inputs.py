@@ -62,14 +62,18 @@ def from_arguments(arguments: Sequence[str], known: Sequence[str]) -> list[CaseI
         if path.is_dir():
             found = from_scans(_read_folder(path))
             if not found:
-                raise InputError("the folder holds no scan of a known contrast", file=path, next_step="name the scans: T1w=scan.nii.gz")
+                raise InputError(
+                    "the folder holds no scan of a known contrast", file=path, next_step="name the scans: T1w=scan.nii.gz"
+                )
             cases += found
         else:
             cases.append(_single(path, known))
     if named:
         first = next(iter(named.values()))
         stem = first.name.split(".")[0]
-        subject = next((part for part in stem.split("_") if part.startswith("sub-")), f"sub-{''.join(c for c in stem if c.isalnum())}")
+        subject = next(
+            (part for part in stem.split("_") if part.startswith("sub-")), f"sub-{''.join(c for c in stem if c.isalnum())}"
+        )
         cases.append(CaseInput(subject, "", subject, "", named))
     return cases
 
@@ -92,7 +96,9 @@ def _single(path: Path, known: Sequence[str]) -> CaseInput:
             next_step=f"write it before the file: {known[0]}={path.name}",
         )  # fmt: skip
     stem = path.name.split(".")[0]
-    subject = next((part for part in stem.split("_") if part.startswith("sub-")), f"sub-{''.join(c for c in stem if c.isalnum())}")
+    subject = next(
+        (part for part in stem.split("_") if part.startswith("sub-")), f"sub-{''.join(c for c in stem if c.isalnum())}"
+    )
     session = next((part for part in stem.split("_") if part.startswith("ses-")), "")
     return CaseInput(stem, "", subject, session, {contrast: path})
 

@@ -35,7 +35,9 @@ class Detection:
         return self.found / total if total else float("nan")
 
 
-def detect(prediction: np.ndarray, reference: np.ndarray, *, min_ml: float = 0.0, max_ml: float = np.inf, voxel_ml: float = 1.0) -> Detection:
+def detect(
+    prediction: np.ndarray, reference: np.ndarray, *, min_ml: float = 0.0, max_ml: float = np.inf, voxel_ml: float = 1.0
+) -> Detection:
     """Lesion counts of two boolean masks.
 
     Args:

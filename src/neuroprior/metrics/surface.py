@@ -21,16 +21,19 @@ def surface_distances(
     """
     if not prediction.any() or not reference.any():
         return np.empty(0), np.empty(0)
-    box = ndimage.find_objects((prediction | reference).astype(np.int8))[0]
+    (box,) = ndimage.find_objects((prediction | reference).astype(np.int8))
+    assert box is not None
     padded = [np.pad(mask[box], 1) for mask in (prediction, reference)]
-    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in padded]
+    surfaces = [mask & ~np.asarray(ndimage.binary_erosion(mask)) for mask in padded]
     distances = []
     for own, other in (surfaces, surfaces[::-1]):
-        distances.append(ndimage.distance_transform_edt(~other, sampling=spacing_mm)[own])
+        distances.append(ndimage.distance_transform_edt(np.logical_not(other), sampling=spacing_mm)[own])
     return distances[0], distances[1]
 
 
-def nsd(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], tolerance_mm: float = 1.0) -> float:
+def nsd(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], tolerance_mm: float = 1.0
+) -> float:
     """Normalised surface Dice in [0, 1]; 0 when one mask is empty, NaN when both are."""
     there, back = surface_distances(prediction, reference, spacing_mm)
     if there.size == 0:

@@ -80,7 +80,10 @@ class UNet(nn.Module):
         if config.split == "variational":
             self.anatomy_channels, self.contrast_channels = config.latent, config.latent
             self.latent = nn.ModuleDict(
-                {name: nn.Conv3d(sum(f), config.latent, 1) for name in ("anatomy_mean", "anatomy_logvar", "contrast_mean", "contrast_logvar")}
+                {
+                    name: nn.Conv3d(sum(f), config.latent, 1)
+                    for name in ("anatomy_mean", "anatomy_logvar", "contrast_mean", "contrast_logvar")
+                }
             )
         else:
             self.anatomy_channels, self.contrast_channels = f[-1], 0
@@ -118,7 +121,9 @@ class UNet(nn.Module):
             return Representation(x, x[:, :0], tuple(stages))
         last = len(stages) - 1
         pooled = torch.cat([functional.avg_pool3d(s, 2 ** (last - n)) if n < last else s for n, s in enumerate(stages)], 1)
-        am, al, cm, cl = (self.latent[name](pooled) for name in ("anatomy_mean", "anatomy_logvar", "contrast_mean", "contrast_logvar"))
+        am, al, cm, cl = (
+            self.latent[name](pooled) for name in ("anatomy_mean", "anatomy_logvar", "contrast_mean", "contrast_logvar")
+        )
         anatomy, contrast = am, cm
         if noise is not None:
             anatomy = am + torch.exp(0.5 * al) * noise[0].to(am.dtype)

@@ -118,9 +118,7 @@ class CrossContrast(nn.Module):
         shared = (code.anatomy[:n] + code.anatomy[n:]) / 2
         contrast = code.contrast
         crossed = contrast if self.config.wiring == "own" else torch.cat([contrast[n:], contrast[:n]])
-        out = self.net.decode(
-            torch.cat([code.anatomy, shared, shared]), torch.cat([contrast, crossed]), size
-        )
+        out = self.net.decode(torch.cat([code.anatomy, shared, shared]), torch.cat([contrast, crossed]), size)
         return out[: 2 * n], out[2 * n :]
 
     def _error(self, guess: Tensor, image: Tensor, scored: Tensor | None) -> Tensor:

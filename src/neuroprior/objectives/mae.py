@@ -49,7 +49,9 @@ class MAE(nn.Module):
         images, weights = [a], [torch.ones(a.shape[0])]
         if self.config.both:
             images.append(batch["image_b"])
-            masks.append(block_mask(batch["sample"], a.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose="mask b"))
+            masks.append(
+                block_mask(batch["sample"], a.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose="mask b")
+            )
             weights.append(torch.ones(a.shape[0]))  # an unpaired scan's copy has a mask of its own: a second view
         hidden = torch.cat(masks).to(a.device, non_blocking=True)
         return torch.cat(images), hidden, torch.cat(weights).to(a.device, non_blocking=True)

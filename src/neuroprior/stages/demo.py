@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def demo(out: Path = Path("neuroprior-demo"), subjects: int = 30, spacing: float = 3.0, steps: int = 60, pretrain_steps: int = 200) -> Path:
+def demo(
+    out: Path = Path("neuroprior-demo"), subjects: int = 30, spacing: float = 3.0, steps: int = 60, pretrain_steps: int = 200
+) -> Path:
     """Run every stage once on synthetic heads; each command is shown, so that you can type it yourself.
 
     Finished steps are skipped and interrupted ones go on: run it again whenever you like. The commands are those of

@@ -48,7 +48,9 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
     import torch
 
     rows: list[tuple[str, str, str]] = []
-    rows.append(("python", sys.version.split()[0], "" if sys.version_info >= (3, 11) else "neuroprior needs Python 3.11 or newer"))
+    rows.append(
+        ("python", sys.version.split()[0], "" if sys.version_info >= (3, 11) else "neuroprior needs Python 3.11 or newer")
+    )
     rows.append(("torch", torch.__version__, ""))
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -59,16 +61,30 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
     else:
         rows.append(("gpu", "none that torch can use", "use the recipe tiny, or a machine with a GPU for real training"))
     cores, why = granted_cores()
-    rows.append(("cores", f"{cores} granted ({why}), {os.cpu_count()} in the machine", f"training.workers={max(0, min(8, cores - 2))}"))
+    rows.append(
+        ("cores", f"{cores} granted ({why}), {os.cpu_count()} in the machine", f"training.workers={max(0, min(8, cores - 2))}")
+    )
     memory = _memory_limit()
     rows.append(("memory", f"{memory / 2**30:.1f} GiB granted, {psutil.virtual_memory().available / 2**30:.1f} GiB free",
                  "prepare with --workers 1" if memory < 6 * 2**30 else ""))  # fmt: skip
     shm = Path("/dev/shm")
     if shm.is_dir():
         size = shutil.disk_usage(shm).total
-        rows.append(("/dev/shm", f"{size / 2**30:.1f} GiB", "loader workers need shared memory: training.workers=0, or docker run --shm-size=8g" if size < 2**30 else ""))
+        rows.append(
+            (
+                "/dev/shm",
+                f"{size / 2**30:.1f} GiB",
+                "loader workers need shared memory: training.workers=0, or docker run --shm-size=8g" if size < 2**30 else "",
+            )
+        )
     usage = shutil.disk_usage(folder)
-    rows.append(("disk", f"{usage.free / 2**30:.0f} GiB free at {folder}", "little room: 1 mm scans take about 5 MB each" if usage.free < 20 * 2**30 else ""))
+    rows.append(
+        (
+            "disk",
+            f"{usage.free / 2**30:.0f} GiB free at {folder}",
+            "little room: 1 mm scans take about 5 MB each" if usage.free < 20 * 2**30 else "",
+        )
+    )
     speed = _write_speed(folder)
     rows.append(("write speed", f"{speed:.0f} MB/s", "a slow disk: keep the store on a local one" if speed < 50 else ""))
     for name in ("lightning", "monai", "nibabel", "blosc2", "numpy", "pandas", "scipy"):
@@ -77,7 +93,13 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
         except metadata.PackageNotFoundError:
             rows.append((name, "not installed", f"pip install {name}"))
     if importlib.util.find_spec("torchvision") is not None:
-        rows.append(("torchvision", "installed", "with a CPU build of torch its import fails and takes lightning with it: pip uninstall torchvision"))
+        rows.append(
+            (
+                "torchvision",
+                "installed",
+                "with a CPU build of torch its import fails and takes lightning with it: pip uninstall torchvision",
+            )
+        )
     return Checkup(tuple(rows), json)
 
 

@@ -107,7 +107,9 @@ def _from_table(
             sessions.setdefault(f"{scan.subject}/{scan.session}" if scan.session else scan.subject, []).append(scan)
     known = [row for row in rows if row["case"] in sessions]
     if not known:
-        raise InputError("no predicted case is in the reference", file=reference, got=", ".join(str(row["case"]) for row in rows[:3]))
+        raise InputError(
+            "no predicted case is in the reference", file=reference, got=", ".join(str(row["case"]) for row in rows[:3])
+        )
     if context.task == "segmentation":
         return _segmentation(context, predictions, known, sessions, info)
     usable = [row for row in known if _truth(sessions[str(row["case"])], context.target) is not None]
@@ -195,7 +197,8 @@ def _classification(context: Any, rows: list[dict[str, Any]], truth: list[Any], 
     guess = [row["value"] if row["status"] == "ok" else "failed" for row in rows]
     # a failed case is put where it hurts: at the wrong end
     probability = [
-        float(row["probability"]) if row["status"] == "ok" else (0.0 if name == positive else 1.0) for row, name in zip(rows, names, strict=True)
+        float(row["probability"]) if row["status"] == "ok" else (0.0 if name == positive else 1.0)
+        for row, name in zip(rows, names, strict=True)
     ]
     notes = ["" if row["status"] == "ok" else f"failed: {row['reason']}" for row in rows]
     made = classify(context, cases, subjects, names, guess, probability, positive, notes)
@@ -212,7 +215,8 @@ def _regression(context: Any, rows: list[dict[str, Any]], truth: list[Any], info
     cases, subjects = [row["case"] for row in rows], [row["subject"] for row in rows]
     mean = float(info["floor"]["mean"])
     guess = [
-        float(row["value"]) if row["status"] == "ok" else number + 2 * (mean - number) for row, number in zip(rows, numbers, strict=True)
+        float(row["value"]) if row["status"] == "ok" else number + 2 * (mean - number)
+        for row, number in zip(rows, numbers, strict=True)
     ]
     notes = ["" if row["status"] == "ok" else f"failed, counted as twice the floor's error: {row['reason']}" for row in rows]
     made = regress(context, cases, subjects, numbers, guess, notes)

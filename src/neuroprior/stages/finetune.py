@@ -128,7 +128,7 @@ def finetune(
     def loader(start_sample: int, rank: int, world: int) -> Any:
         return make_loader(
             dataset, batch=config.training.batch, start_sample=start_sample,
-            n_samples=config.training.steps * config.training.batch * config.training.accumulate * world - start_sample,
+            n_samples=(config.training.steps or 0) * config.training.batch * config.training.accumulate * world - start_sample,
             rank=rank, world=world, workers=config.training.workers, collate=collate,
         )  # fmt: skip
 

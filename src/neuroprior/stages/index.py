@@ -102,17 +102,23 @@ def index(
             logger.info("%s: %d scans (%s)", folder, len(rows), module.__name__.rsplit(".", 1)[-1])
             found += rows
     if not found:
-        raise InputError("no scan was found", file=roots[0], expected="sub-*/**/*.nii.gz", next_step="check the path, or use --reader table")
+        raise InputError(
+            "no scan was found", file=roots[0], expected="sub-*/**/*.nii.gz", next_step="check the path, or use --reader table"
+        )
     doubles = [name for name, n in Counter(row.scan for row in found).items() if n > 1]
     if doubles:
         raise InputError(
-            f"{len(doubles)} scans bear the same name", got=doubles[0], next_step="two roots with the same folder name? rename one"
+            f"{len(doubles)} scans bear the same name",
+            got=doubles[0],
+            next_step="two roots with the same folder name? rename one",
         )
     before = {row.scan: row for row in tables.read_index(out)} if out.is_file() else {}
     todo, done = [], []
     for row in found:
         old = before.get(row.scan)
-        (done if old is not None and _unchanged(row, old) else todo).append(row if old is None or not _unchanged(row, old) else old)
+        (done if old is not None and _unchanged(row, old) else todo).append(
+            row if old is None or not _unchanged(row, old) else old
+        )
     reused = len(done)
     with Progress(disable=len(todo) < 20) as progress:
         bar = progress.add_task("reading scans", total=len(todo))
@@ -174,7 +180,12 @@ def _unchanged(row: Any, old: Any) -> bool:
     labels_kept = set(old.labels.items()) <= set(row.labels.items())
     bare = {"labels": {}, "columns": {}, "split": "", "reasons": (), "status": "", "shape": None, "spacing_mm": None, "affine": None,
             "orientation": None, "dtype": None, "size_bytes": None, "mtime_ns": None}  # fmt: skip
-    return labels_kept and len(old.labels) == len(row.labels) and dict(old.columns) == dict(row.columns) and replace(old, **bare) == replace(row, **bare)
+    return (
+        labels_kept
+        and len(old.labels) == len(row.labels)
+        and dict(old.columns) == dict(row.columns)
+        and replace(old, **bare) == replace(row, **bare)
+    )
 
 
 def _checked(rows: list[Any], voxels: bool, workers: int) -> Any:
@@ -206,7 +217,9 @@ def _given(path: Path) -> dict[str, str]:
 
     table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str)
     if not {"participant_id", "split"} <= set(table.columns):
-        raise InputError("the split file lacks a column", file=path, expected="participant_id, split", got=", ".join(table.columns))
+        raise InputError(
+            "the split file lacks a column", file=path, expected="participant_id, split", got=", ".join(table.columns)
+        )
     wrong = sorted(set(table["split"].dropna()) - {"train", "val", "test"})
     if wrong:
         raise InputError("the split file names unknown splits", file=path, expected="train, val, test", got=", ".join(wrong))

@@ -131,7 +131,9 @@ def prepare(
     for marker in sorted((out / "sessions").glob("*/*/session.json")):
         if marker.parent not in wanted:
             raise ArtifactError(
-                "the store holds a session that is not in the index", file=marker.parent, next_step="choose another --out for this index"
+                "the store holds a session that is not in the index",
+                file=marker.parent,
+                next_step="choose another --out for this index",
             )
         entries.append(artifacts.read_json(marker))
     if not entries:

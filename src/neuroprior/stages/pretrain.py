@@ -66,11 +66,13 @@ def pretrain(
         batch = collate_pairs([dataset[number] for number in range(config.batch)])
         seconds = _one_step(objective, batch)
         hours = seconds * config.accumulate * (config.steps or 0) / 3600
-        logger.info("dry run: %.2f s a step here on the CPU, about %.1f hours for the whole run; nothing was trained", seconds, hours)
+        logger.info(
+            "dry run: %.2f s a step here on the CPU, about %.1f hours for the whole run; nothing was trained", seconds, hours
+        )
         return None
 
-    validation: Any = None
     has_validation = any(session.split == "val" for session in opened.sessions)
+    batches: list[Any] = []
     if has_validation:
         watched = PairDataset(opened, ("val",), settings.data, seed=config.seed + 1, augment=False)
         batches = [
@@ -78,14 +80,14 @@ def pretrain(
             for number in range(0, min(16, max(config.batch, 2 * len(watched))), config.batch)
         ]
 
-        def validation(module: Any) -> dict[str, float]:
-            device = next(module.parameters()).device
-            found: dict[str, list[float]] = {}
-            for batch in batches:
-                losses = module(_moved(batch, device), epoch=settings.full_weight_epoch, seed=config.seed)
-                for name, value in losses.items():
-                    found.setdefault(name, []).append(float(value))
-            return {name: sum(values) / len(values) for name, values in found.items()}
+    def validation(module: Any) -> dict[str, float]:
+        device = next(module.parameters()).device
+        found: dict[str, list[float]] = {}
+        for batch in batches:
+            losses = module(_moved(batch, device), epoch=settings.full_weight_epoch, seed=config.seed)
+            for name, value in losses.items():
+                found.setdefault(name, []).append(float(value))
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     pictured = PairDataset(opened, ("val",) if has_validation else ("train",), settings.data, seed=config.seed + 2, augment=False)
     picture_batch = collate_pairs([pictured[number] for number in range(3)])
@@ -114,14 +116,21 @@ def pretrain(
         )  # fmt: skip
 
     identity = {"stage": "pretrain", "recipe": recipe, "store_hash": summary["store_hash"], **settings.plain()}
-    return train(objective, config, out, loader=loader, save_model=save, recipe=identity, validate=validation, panels=draw)
+    return train(
+        objective,
+        config,
+        out,
+        loader=loader,
+        save_model=save,
+        recipe=identity,
+        validate=validation if batches else None,
+        panels=draw,
+    )
 
 
 def _moved(batch: Any, device: Any) -> Any:
     """The batch with its images on a device; sample numbers stay on the CPU, where masks are drawn."""
-    return {
-        name: value.to(device) if hasattr(value, "to") and name != "sample" else value for name, value in batch.items()
-    }
+    return {name: value.to(device) if hasattr(value, "to") and name != "sample" else value for name, value in batch.items()}
 
 
 def _one_step(objective: Any, batch: Any) -> float:

@@ -86,7 +86,9 @@ def _read_scores(path: Path) -> tuple[Any, dict[str, Any]]:
     table = pq.read_table(path)
     note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
     if note.get("artifact") != "scores":
-        raise ArtifactError("this table holds no scores", file=path, expected="made by neuroprior evaluate", got=note.get("artifact"))
+        raise ArtifactError(
+            "this table holds no scores", file=path, expected="made by neuroprior evaluate", got=note.get("artifact")
+        )
     return table.to_pandas(), note
 
 
@@ -147,7 +149,10 @@ def _differences(frame: Any, models: list[str], task: str) -> list[dict[str, Any
         if metric is None:
             continue
         rows = {
-            name: [Score(**{k: (None if v != v else v) for k, v in row.items()}) for row in frame[frame["model"] == name].to_dict("records")]
+            name: [
+                Score(**{k: (None if v != v else v) for k, v in row.items()})
+                for row in frame[frame["model"] == name].to_dict("records")
+            ]
             for name in (first, second)
         }
         for region in sorted(set(frame[frame["metric"] == metric]["region"])):
@@ -170,7 +175,8 @@ def _figures(frame: Any, task: str, target: str) -> list[str]:
     cases = frame[(frame["case"] != "all") & ~frame["model"].str.startswith("floor")]
     if task == "regression":
         wide = {
-            name: cases[cases["metric"] == name].pivot_table(index="case", columns="model", values="value") for name in ("truth", "predicted")
+            name: cases[cases["metric"] == name].pivot_table(index="case", columns="model", values="value")
+            for name in ("truth", "predicted")
         }
         shared = wide["predicted"].dropna()
         if len(shared) < 2:
@@ -215,7 +221,9 @@ def _run(folder: Path) -> dict[str, Any]:
         ]  # fmt: skip
     validation = [e for e in events if e["event"] == "validation"]
     if validation:
-        facts.append(("last validation", ", ".join(f"{k} {_number(v)}" for k, v in validation[-1].items() if k not in ("event", "step"))))
+        facts.append(
+            ("last validation", ", ".join(f"{k} {_number(v)}" for k, v in validation[-1].items() if k not in ("event", "step")))
+        )
     return {
         "name": folder.name, "facts": facts, "curves": figures.curves(events),
         "panels": figures.embed(panels[-1]) if panels else None, "panels_title": panels[-1].stem if panels else "",

@@ -82,9 +82,7 @@ class Classification:
         }  # fmt: skip
 
 
-def fit(
-    store: Store, sessions: Sequence[SessionView], target: str, contrasts: Sequence[str], config: Config
-) -> Classification:
+def fit(store: Store, sessions: Sequence[SessionView], target: str, contrasts: Sequence[str], config: Config) -> Classification:
     """The task for a column, its classes read from the training sessions.
 
     Raises:

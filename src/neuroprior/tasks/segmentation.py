@@ -79,9 +79,7 @@ class Segmentation:
         return {"name": self.name, "target": self.target, "label_values": list(self.values), "floor": {"empty_mask": True}}
 
 
-def fit(
-    store: Store, sessions: Sequence[SessionView], target: str, contrasts: Sequence[str], config: Config
-) -> Segmentation:
+def fit(store: Store, sessions: Sequence[SessionView], target: str, contrasts: Sequence[str], config: Config) -> Segmentation:
     """The task for a label of the store, its classes read from the training sessions.
 
     Raises:
@@ -93,7 +91,9 @@ def fit(
         raise InputError(
             f"no training session has a label {target!r} and one of {', '.join(contrasts)}",
             expected=f"one of the labels in the store: {', '.join(known) or 'none'}",
-            next_step=suggestion(target, known) if known else "index a dataset with derivatives (masks, dseg) and prepare it again",
+            next_step=suggestion(target, known)
+            if known
+            else "index a dataset with derivatives (masks, dseg) and prepare it again",
         )
     values: set[int] = set()
     for session in labelled:

@@ -223,9 +223,7 @@ def template_points(
     return np.stack([separable(part, bases) for part in voxels])
 
 
-def _regions(
-    parts: dict[str, np.ndarray], brain: np.ndarray, nearest: tuple[np.ndarray, ...], maps: Template
-) -> np.ndarray:
+def _regions(parts: dict[str, np.ndarray], brain: np.ndarray, nearest: tuple[np.ndarray, ...], maps: Template) -> np.ndarray:
     """The region of each voxel: that of its largest part, 0 where less than half of it is brain."""
     csf, grey, white = parts["csf"], parts["grey"], parts["white"]
     regions = np.zeros(len(brain), np.uint8)

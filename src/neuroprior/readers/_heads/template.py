@@ -128,9 +128,7 @@ def _template(spacing: int) -> Template:
 
 def coordinates(shape: tuple[int, ...], spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Open (broadcastable) float32 coordinates of the template's voxels, in MNI millimetres."""
-    x, y, z = (
-        (origin + spacing_mm * np.arange(n, dtype=np.float32)) for origin, n in zip(ORIGIN_MM, shape, strict=True)
-    )
+    x, y, z = ((origin + spacing_mm * np.arange(n, dtype=np.float32)) for origin, n in zip(ORIGIN_MM, shape, strict=True))
     return x[:, None, None], y[None, :, None], z[None, None, :]
 
 
@@ -203,9 +201,7 @@ def _regions(
     tentorium = 0.0 - 0.5 * ax - 0.2 * np.clip(-68 - y, 0, None) - 0.7 * np.clip(y + 50, 0, None)
     below = (z < tentorium) & (y < -30) & ~ellipsoid(0, -20, -30, 16, 20, 22)
     stem = (ax < 18) & (z < -7) & (y > -44) & (y < -8) & (ellipsoid(0, -26, -30, 17, 17, 40) | (z < -55))
-    deep = (
-        ellipsoid(11, -17, 8, 13, 17, 12) | ellipsoid(23, 2, 1, 14, 22, 15) | ellipsoid(13, 10, 8, 9, 17, 16)
-    ) & (z > -14)
+    deep = (ellipsoid(11, -17, 8, 13, 17, 12) | ellipsoid(23, 2, 1, 14, 22, 15) | ellipsoid(13, 10, 8, 9, 17, 16)) & (z > -14)
 
     temporal = (z < -6 + 0.35 * (-y - 20)) & (y > -62) & (y < 22) & (ax > 14) & ((ax > 30) | (z < -4))
     frontal = (y > -12 - 0.15 * (z - 30)) & ~temporal

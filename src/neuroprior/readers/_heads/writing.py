@@ -63,9 +63,7 @@ def begin(out: Path, options: Options) -> None:
             )
         return
     if out.exists() and any(out.iterdir()):
-        raise ArtifactError(
-            "the folder is not empty", file=out, expected="a new folder", next_step="choose another --out"
-        )
+        raise ArtifactError("the folder is not empty", file=out, expected="a new folder", next_step="choose another --out")
     write_json(out / RECORD, ours)
 
 
@@ -248,7 +246,9 @@ def _truth_description() -> dict[str, Any]:
 
 def _readme(options: Options) -> str:
     confound = (
-        "" if options.shortcut is None else f"\n**This set has a confound built in on purpose: `{options.shortcut}`.** "
+        ""
+        if options.shortcut is None
+        else f"\n**This set has a confound built in on purpose: `{options.shortcut}`.** "
         "Use it to find out whether a model takes shortcuts.\n"
     )
     return f"""# Synthetic heads

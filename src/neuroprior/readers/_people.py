@@ -1,0 +1,173 @@
+"""What tables say about people: values from text, and age, sex, health, site and scanner from freely named columns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import InputError
+
+MISSING = frozenset({"", "n/a", "na", "nan", "none", "null"})
+"""Texts that stand for "not known", compared without case."""
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "age": ("age", "age_at_scan", "age_years", "age_at_visit", "age_at_session"),
+    "sex": ("sex", "gender"),
+    "health": ("health", "diagnosis", "group", "dx", "health_status", "pathology"),
+    "site": ("site", "centre", "center", "site_id", "institution"),
+    "scanner": ("scanner", "scanner_model"),
+}
+"""Field of a scan -> names of table columns that may hold it, in order of preference, compared without case."""
+
+_YEARS = {"year": 1.0, "month": 1 / 12, "week": 7 / 365.25, "day": 1 / 365.25}
+_SEX = {"f": "F", "female": "F", "woman": "F", "girl": "F", "m": "M", "male": "M", "man": "M", "boy": "M"}
+_OURS = frozenset((*SYNONYMS, "split"))
+
+
+def value(text: object) -> Any:
+    """A cell as None (``n/a``, empty), int, float or text. Numbers with leading zeros stay text: they are codes."""
+    if text is None or (isinstance(text, float) and math.isnan(text)):
+        return None
+    if not isinstance(text, str):
+        return text.item() if hasattr(text, "item") else text  # NumPy scalars of a Parquet table
+    text = text.strip()
+    if text.casefold() in MISSING:
+        return None
+    if re.fullmatch(r"[+-]?(0|[1-9]\d*)", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?(0|[1-9]\d*)?\.\d+([eE][+-]?\d+)?|[+-]?[1-9]\d*(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
+    return text
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a TSV (or, by its suffix, CSV) file as text; a byte-order mark is dropped.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or a row is longer than the header.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t")
+            rows = [{key.strip() if key else key: cell for key, cell in row.items()} for row in reader]
+    except OSError as error:
+        raise InputError("a table cannot be read", file=path, got=error.strerror) from None
+    except UnicodeDecodeError as error:
+        raise InputError("a table is not UTF-8 text", file=path, got=str(error), next_step="save it as UTF-8") from None
+    except csv.Error as error:
+        raise InputError("a table is damaged", file=path, got=str(error)) from None
+    for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise InputError(
+                "a row of a table is longer than its header", file=path, got=f"line {number}", next_step="mend that line"
+            )
+    return rows
+
+
+def read_description(path: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The mapping in a JSON file beside the data, or an empty one where there is no file.
+
+    A damaged file is told of and counts as empty: metadata is never a reason to lose a scan.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        tell(f"{path} cannot be read and is left out: {error}")
+        return {}
+    if not isinstance(loaded, dict):
+        tell(f"{path} holds no mapping and is left out")
+        return {}
+    return loaded
+
+
+def age_years(raw: object, units: str | None = None) -> float | None:
+    """An age in years from a number or from text such as ``"53"``, ``"89+"`` or ``"050Y"``; None where it is none.
+
+    Args:
+        raw: the cell.
+        units: as a data dictionary gives them, for example ``"months"``; years where absent.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:\+|y|yr|yrs|years?)?\s*", str(raw), flags=re.IGNORECASE)
+    if match is None:
+        return None
+    factor = next((years for unit, years in _YEARS.items() if (units or "year").casefold().startswith(unit)), 1.0)
+    age = float(match.group(1)) * factor
+    return age if age <= 130 else None
+
+
+def sex(raw: object, levels: Mapping[str, Any] | None = None) -> str | None:
+    """``F``, ``M`` or None, from a letter, a word, or a code that a data dictionary explains (``{"1": "male"}``)."""
+    text = str(raw).strip()
+    found = _SEX.get(text.casefold())
+    if found is None and levels:
+        meaning = next((str(word) for code, word in levels.items() if str(code).casefold() == text.casefold()), "")
+        found = _SEX.get(meaning.strip().casefold())
+    return found
+
+
+def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    """Fields of a scan that a table row gives: age, sex, health, site, scanner, split and ``columns``.
+
+    ``columns`` holds every cell whose column is not called exactly like one of those fields, so that a column can be
+    asked for under the dataset's own name (``group``, ``gender``) as well as under ours (``health``, ``sex``). A cell
+    of a field that cannot be understood (an age of ``"old"``) is kept in ``columns`` and told of.
+
+    Args:
+        row: column -> cell.
+        dictionary: the table's data dictionary (``participants.json``): units of ages, levels of sexes.
+        tell: where to say what was not understood.
+    """
+    cells = {name: value(cell) for name, cell in row.items() if name}
+    by_key = {name.casefold(): name for name in cells}
+    columns = {name: cell for name, cell in cells.items() if name not in _OURS}
+    found: dict[str, Any] = {}
+    for field, names in SYNONYMS.items():
+        for name in (by_key[key] for key in names if key in by_key):
+            cell = cells[name]
+            if cell is None:
+                continue
+            entry = dictionary.get(name)
+            entry = entry if isinstance(entry, Mapping) else {}
+            if field == "age":
+                units, levels = entry.get("Units"), None
+                understood = age_years(cell, str(units) if units else None)
+            elif field == "sex":
+                levels = entry.get("Levels")
+                understood = sex(cell, levels if isinstance(levels, Mapping) else None)
+            else:
+                understood = str(cell)
+            if understood is None:
+                tell(f"{field} {cell!r} is not understood; it is kept as the column {name!r}")
+                columns[name] = cell
+                continue
+            found[field] = understood
+            break
+    split = cells.get(by_key.get("split", ""))
+    if split is not None:
+        known = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+        name = known.get(str(split).casefold())
+        if name is None:
+            tell(f"split {split!r} is not understood (train, val or test); it is left out")
+        else:
+            found["split"] = name
+    found["columns"] = columns
+    return found
+
+
+def unknown_contrast(raw: str) -> str:
+    """The reason for a row whose contrast nobody knows, with the nearest known names and the way to map it."""
+    from ..core.contrasts import canonical
+
+    try:
+        canonical(raw)
+        hint = ""
+    except InputError as error:
+        hint = f"; {error.next_step}"
+    return f"unknown contrast {raw!r}{hint}; map it with a contrast map such as {raw}=T1w"

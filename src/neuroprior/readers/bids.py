@@ -1,0 +1,600 @@
+"""BIDS datasets: names, participants and sessions tables, sidecars, and derivatives with masks and label maps.
+
+What becomes a row: every NIfTI file of the dataset that is no label, outside the folders that hold no structural MRI
+(``func``, ``eeg`` ...), whatever its name. Labels come from the dataset itself and from ``derivatives/*``:
+
+- ``label-NAME_mask`` is the label NAME, ``desc-brain_mask`` the brain mask, any other mask is named by its ``desc``;
+- ``dseg`` is named by its ``desc`` (or ``label``), or ``dseg``;
+- without ``space``, or with the space of a contrast (``space-T1w``), a label belongs to the world of its session and so to
+  every scan of it; a label in any other space (``space-common``, a template) is left out, and the rows say so.
+
+Reference: Gorgolewski KJ et al., The brain imaging data structure, Scientific Data 3:160044 (2016), and its
+specification 1.10 (inheritance of sidecars, derivatives).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..core import contrasts
+from ..core.errors import InputError, LeakageError
+from ..core.records import BAD, OK, WARNING, Scan
+from . import _people
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = "dataset_description.json"
+NIFTI = (".nii.gz", ".nii")
+LABEL_SUFFIXES = ("mask", "dseg")
+"""Suffixes of files that are labels, never scans."""
+LEFT_OUT_SUFFIXES = ("probseg", "defacemask", "xfm", "warp")
+"""Suffixes of files beside the images that are neither scans nor labels with whole numbers."""
+OTHER_DATATYPES = ("func", "eeg", "meg", "ieeg", "beh", "pet", "fmap", "micr", "nirs", "motion", "emg", "mrs")
+"""Folders that hold no structural MRI; their images are counted and told of, not indexed."""
+OWN_SPACES = ("orig", "native", "scanner", "individual", "subject")
+"""Values of ``space`` that mean the session's own world."""
+GENERIC_NAMES = ("bids", "raw", "rawdata", "data", "nifti", "dataset", "images")
+"""Folder names that name nothing; the folder above then names the dataset."""
+
+Tell = Callable[[str], None]
+_SCAN_KEYS = ("acq", "ce", "rec", "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "chunk")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A BIDS file name taken apart: entities in their order, suffix, extension with its dot."""
+
+    entities: Mapping[str, str]
+    suffix: str
+    extension: str
+
+
+@dataclass(frozen=True)
+class _Label:
+    path: Path
+    subject: str
+    session: str
+    name: str  # "brain" masks are told apart by `brain`
+    brain: bool
+    space: str
+    origin: str  # derivative's name, or an empty string for the dataset itself
+    desc: str
+    entities: Mapping[str, str]
+
+
+@dataclass
+class _Files:
+    """What one walk over a dataset finds."""
+
+    images: list[Path] = field(default_factory=list)
+    sidecars: dict[Path, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    transforms: list[Path] = field(default_factory=list)
+    closed: list[tuple[Path, str]] = field(default_factory=list)
+    elsewhere: Counter[str] = field(default_factory=Counter)
+
+
+def recognises(root: Path) -> str | None:
+    """Why ``root`` looks like a BIDS dataset, or None. Looks at the folder and two levels below it."""
+    if not root.is_dir():
+        return None
+    if (root / DESCRIPTION).is_file():
+        return f"it has a {DESCRIPTION}"
+    for subject in sorted(root.glob("sub-*")):
+        for pattern in ("*/*.nii*", "*/*/*.nii*"):
+            if next(subject.glob(pattern), None) is not None:
+                return "it has sub-* folders with NIfTI files"
+    return None
+
+
+def parse_name(filename: str) -> Name:
+    """The parts of a BIDS file name; pieces that are no ``key-value`` pair are ignored, the last one is the suffix."""
+    stem, extension = _split_extension(filename)
+    *pairs, suffix = stem.split("_")
+    entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
+    if "-" in suffix:  # no suffix at all, as in sub-01.nii.gz
+        key, _, text = suffix.partition("-")
+        entities[key] = text
+        suffix = ""
+    return Name(entities, suffix, extension)
+
+
+def dataset_name(root: Path) -> str:
+    """The name that a dataset's rows carry: its folder's name, or its parent's where that says nothing (``bids``)."""
+    folder = root.resolve()
+    while folder.name.casefold() in GENERIC_NAMES and folder.parent.name:
+        folder = folder.parent
+    return folder.name or "dataset"
+
+
+def read(
+    root: Path,
+    *,
+    name: str | None = None,
+    contrast_map: Mapping[str, str] | None = None,
+    tell: Tell = logger.info,
+) -> Iterator[Scan]:
+    """The rows of a BIDS dataset: paths and metadata; headers and voxels are not looked at.
+
+    Rows come sorted by path. A file whose contrast nobody knows, a folder that may not be listed and a label map whose
+    session has no scan are rows of status ``bad``.
+
+    Args:
+        root: the dataset's folder.
+        name: the dataset's name in the rows; by default from the folder.
+        contrast_map: the dataset's spelling of a contrast (``acq``-free: suffix with ``ce``, or the suffix alone) -> a
+            canonical name.
+        tell: where to say what was left out and why.
+
+    Raises:
+        InputError: ``root`` is no folder, or a table cannot be understood.
+        LeakageError: two participants rows that disagree about one subject.
+    """
+    root = Path(os.path.abspath(root))
+    if not root.is_dir():
+        raise InputError("there is no such folder", file=root)
+    dataset = name or dataset_name(root)
+    files = _walk(root, skip=("derivatives", "sourcedata", "code", "stimuli", "phenotype"))
+    for datatype, count in sorted(files.elsewhere.items()):
+        tell(f"{dataset}: {count} file(s) in {datatype}/ folders are not structural MRI and are left out")
+
+    people = _participants(root, tell)
+    licence = _people.read_description(root / DESCRIPTION, tell).get("License")
+    labels, transforms = _labels(root, files, dataset, tell)
+    tables: dict[Path, dict[str, dict[str, str]]] = {}
+    descriptions: dict[Path, dict[str, Any]] = {}
+    seen_subjects: set[str] = set()
+    rows: list[Scan] = []
+
+    for path in sorted(files.images):
+        parsed = parse_name(path.name)
+        if parsed.suffix in LABEL_SUFFIXES:
+            continue
+        if parsed.suffix in LEFT_OUT_SUFFIXES:
+            tell(f"{dataset}: {path.name} is neither a scan nor a label of whole numbers and is left out")
+            continue
+        subject, session = _who(path.relative_to(root), parsed)
+        if not subject:
+            tell(f"{dataset}: {path.relative_to(root)} belongs to no subject and is left out")
+            continue
+        seen_subjects.add(subject)
+        contrast, raw, problem = _contrast(parsed, contrast_map or {})
+        sidecar = _sidecar(path, parsed, root, files.sidecars, descriptions, tell)
+        found = _metadata(root, subject, session, path, people, tables, tell)
+        columns = found.pop("columns")
+        rows.append(
+            Scan(
+                scan=f"{dataset}/{_split_extension(path.name)[0]}",
+                dataset=dataset,
+                subject=f"{dataset}/sub-{subject}",
+                session=f"ses-{session}" if session else "",
+                contrast=contrast,
+                contrast_raw=raw,
+                path=str(path),
+                licence=str(licence) if licence else None,
+                site=found.pop("site", None) or _text(sidecar.get("InstitutionName")),
+                scanner=found.pop("scanner", None) or _scanner(sidecar),
+                columns=columns,
+                status=BAD if problem else OK,
+                reasons=(problem,) if problem else (),
+                **found,
+            )
+        )
+    rows = _attach(rows, labels, transforms, dataset)
+    rows += _orphans(rows, labels, dataset, licence)
+    rows += [_closed(root, dataset, folder, reason) for folder, reason in files.closed]
+    unlisted = sorted(seen_subjects - set(people.rows)) if people.present else []
+    if unlisted:
+        tell(f"{dataset}: {len(unlisted)} subject(s) are not in participants.tsv, for example sub-{unlisted[0]}")
+    absent = sorted(set(people.rows) - seen_subjects)
+    if absent:
+        tell(f"{dataset}: {len(absent)} participant(s) have no scan, for example sub-{absent[0]}")
+    yield from sorted(rows, key=lambda row: row.path)
+
+
+def label_names(path: Path, root: Path | None = None) -> dict[int, str]:
+    """What the numbers of a ``dseg`` file mean, from the TSV that BIDS puts beside it or above it; empty where none is.
+
+    Args:
+        path: the label map.
+        root: where to stop looking upwards; by default the nearest folder above with a dataset description.
+
+    Raises:
+        InputError: the table has no ``index`` and ``name`` columns, or an index is no whole number.
+    """
+    parsed = parse_name(Path(path).name)
+    wanted = set(parsed.entities.items())
+    for folder in Path(path).parents:
+        fitting = []
+        for table in folder.glob(f"*{parsed.suffix}.tsv"):
+            other = parse_name(table.name)
+            if other.suffix == parsed.suffix and set(other.entities.items()) <= wanted:
+                fitting.append((len(other.entities), table))
+        if fitting:
+            table = max(fitting)[1]
+            names = {}
+            for row in _people.read_table(table):
+                index = _people.value(row.get("index"))
+                if not isinstance(index, int) or not row.get("name"):
+                    raise InputError(
+                        "a label table is damaged", file=table, expected="columns index (a whole number) and name", got=row
+                    )
+                names[index] = str(row["name"]).strip()
+            return names
+        if folder == root or (root is None and (folder / DESCRIPTION).is_file()):
+            break
+    return {}
+
+
+# ---------------------------------------------------------------- the walk
+
+
+def _walk(root: Path, skip: tuple[str, ...] = ()) -> _Files:
+    found = _Files()
+    pending: list[tuple[str, int]] = [(str(root), 0)]
+    while pending:
+        folder, depth = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                listing = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            found.closed.append((Path(folder), error.strerror or str(error)))
+            continue
+        for entry in listing:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                if (depth == 0 and entry.name in skip) or depth > 8:  # 8: beyond any BIDS tree; stops rings of links
+                    continue
+                pending.append((entry.path, depth + 1))
+            elif entry.name.endswith(NIFTI):
+                datatype = os.path.basename(folder)
+                if datatype in OTHER_DATATYPES:
+                    found.elsewhere[datatype] += 1
+                else:
+                    found.images.append(Path(entry.path))
+            elif entry.name.endswith(".json"):
+                found.sidecars[Path(folder)].append(Path(entry.path))
+            elif "_from-" in entry.name and "_xfm." in entry.name:
+                found.transforms.append(Path(entry.path))
+    return found
+
+
+def _split_extension(filename: str) -> tuple[str, str]:
+    for extension in NIFTI:
+        if filename.endswith(extension):
+            return filename[: -len(extension)], extension
+    stem, dot, extension = filename.rpartition(".")
+    return (stem, dot + extension) if dot else (filename, "")
+
+
+def _who(relative: Path, parsed: Name) -> tuple[str, str]:
+    """Subject and session of a file, without their prefixes: from its name, else from the folders it lies in."""
+    folders = dict(part.split("-", 1) for part in relative.parts[:-1] if part.startswith(("sub-", "ses-")))
+    return (
+        parsed.entities.get("sub", folders.get("sub", "")),
+        parsed.entities.get("ses", folders.get("ses", "")),
+    )
+
+
+def _closed(root: Path, dataset: str, folder: Path, reason: str) -> Scan:
+    subject, session = _who(folder.relative_to(root) / "x", Name({}, "", ""))
+    return Scan(
+        scan=f"{dataset}/{folder.relative_to(root).as_posix()}",
+        dataset=dataset,
+        subject=f"{dataset}/sub-{subject}" if subject else f"{dataset}/?",
+        session=f"ses-{session}" if session else "",
+        contrast=contrasts.UNKNOWN,
+        contrast_raw="",
+        path=str(folder),
+        status=BAD,
+        reasons=(f"the folder cannot be listed: {reason}",),
+    )
+
+
+# ---------------------------------------------------------------- what a scan shows, and what is known of it
+
+
+def _contrast(parsed: Name, mapped: Mapping[str, str]) -> tuple[str, str, str | None]:
+    """Canonical contrast, the dataset's spelling, and what is wrong with it."""
+    agent = parsed.entities.get("ce")
+    raw = f"ce-{agent}_{parsed.suffix}" if agent else parsed.suffix
+    for spelling in (raw, parsed.suffix):
+        if spelling in mapped:
+            return contrasts.canonical(mapped[spelling]), raw, None
+    part = parsed.entities.get("part")
+    if part not in (None, "mag"):
+        return contrasts.UNKNOWN, f"part-{part}_{raw}", f"the {part} part of an image is not a contrast of its own"
+    if parsed.suffix == "MP2RAGE" or ("inv" in parsed.entities and parsed.suffix != "UNIT1"):
+        return contrasts.UNKNOWN, raw, "a single inversion image is not the uniform MP2RAGE image (suffix UNIT1)"
+    name = contrasts.from_bids(parsed.suffix, dict(parsed.entities))
+    if name is None:
+        return contrasts.UNKNOWN, raw, _people.unknown_contrast(raw)
+    return name, raw, None
+
+
+def _text(cell: object) -> str | None:
+    return str(cell).strip() or None if cell is not None else None
+
+
+def _scanner(sidecar: Mapping[str, Any]) -> str | None:
+    words = [_text(sidecar.get(key)) for key in ("Manufacturer", "ManufacturersModelName")]
+    strength = sidecar.get("MagneticFieldStrength")
+    if isinstance(strength, int | float):
+        words.append(f"{strength:g} T")
+    return " ".join(word for word in words if word) or None
+
+
+def _sidecar(
+    path: Path,
+    parsed: Name,
+    root: Path,
+    sidecars: Mapping[Path, list[Path]],
+    descriptions: dict[Path, dict[str, Any]],
+    tell: Tell,
+) -> dict[str, Any]:
+    """Every JSON file that applies to a scan, merged from the top folder down (the inheritance principle)."""
+    merged: dict[str, Any] = {}
+    mine = set(parsed.entities.items())
+    folders = [root, *(folder for folder in reversed(path.parents) if root in folder.parents)]
+    for folder in folders:
+        fitting = []
+        for sidecar in sidecars.get(folder, ()):
+            other = parse_name(sidecar.name)
+            if other.suffix == parsed.suffix and set(other.entities.items()) <= mine:
+                fitting.append((len(other.entities), sidecar))
+        for _, sidecar in sorted(fitting):
+            if sidecar not in descriptions:
+                descriptions[sidecar] = _people.read_description(sidecar, tell)
+            merged.update(descriptions[sidecar])
+    return merged
+
+
+@dataclass(frozen=True)
+class _Participants:
+    present: bool
+    rows: Mapping[str, Mapping[str, str]]  # subject -> row
+    visits: Mapping[tuple[str, str], Mapping[str, str]]  # (subject, session) -> row
+    dictionary: Mapping[str, Any]
+
+
+def _bare(identifier: object, prefix: str) -> str:
+    return str(identifier or "").strip().removeprefix(prefix)
+
+
+def _participants(root: Path, tell: Tell) -> _Participants:
+    """``participants.tsv`` and its data dictionary. A table with a ``session_id`` column has a row a visit.
+
+    Raises:
+        LeakageError: two rows for one subject that disagree: it is then unknown whether they are one person.
+    """
+    path = root / "participants.tsv"
+    if not path.is_file():
+        return _Participants(False, {}, {}, {})
+    rows: dict[str, Mapping[str, str]] = {}
+    visits: dict[tuple[str, str], Mapping[str, str]] = {}
+    table = _people.read_table(path)
+    if table and "participant_id" not in table[0]:
+        raise InputError(
+            "a participants table has no participant_id", file=path, expected="participant_id", got=", ".join(table[0])
+        )
+    for row in table:
+        subject = _bare(row.pop("participant_id"), "sub-")
+        session = _bare(row.pop("session_id", ""), "ses-")
+        if not subject:
+            tell(f"{path}: a row without a participant_id is left out")
+            continue
+        key = (subject, session)
+        if key in visits and dict(visits[key]) != row:
+            differing = [name for name in row if row[name] != visits[key].get(name)]
+            raise LeakageError(
+                f"two participants rows for one subject, sub-{subject}, disagree in {', '.join(differing)}",
+                file=path,
+                expected="one row a subject (or a session_id column), so that a split by subject is one by person",
+                got=" and ".join(f"{name}={visits[key].get(name)!r} / {row[name]!r}" for name in differing),
+                next_step="remove the wrong row, or give the second person another participant_id",
+            )
+        if key in visits:
+            tell(f"{path}: sub-{subject} is listed twice with the same values")
+        visits[key] = row
+        rows.setdefault(subject, row)
+        splits = {visit.get("split") for (who, _), visit in visits.items() if who == subject}
+        if len(splits) > 1:
+            raise LeakageError(f"sub-{subject} stands in more than one split", file=path, got=splits)
+    dictionary = _people.read_description(path.with_suffix(".json"), tell)
+    return _Participants(True, rows, visits, dictionary)
+
+
+def _metadata(
+    root: Path,
+    subject: str,
+    session: str,
+    path: Path,
+    people: _Participants,
+    tables: dict[Path, dict[str, dict[str, str]]],
+    tell: Tell,
+) -> dict[str, Any]:
+    """Fields from the participants row, overridden by the sessions row, overridden by the scans row."""
+    person = dict(people.visits.get((subject, session)) or people.rows.get(subject, {}))
+    folder = root / f"sub-{subject}"
+    visit = _keyed(folder / f"sub-{subject}_sessions.tsv", "session_id", tables).get(session, {}) if session else {}
+    stem = f"sub-{subject}_ses-{session}" if session else f"sub-{subject}"
+    scan_folder = folder / f"ses-{session}" if session else folder
+    scans = _keyed(scan_folder / f"{stem}_scans.tsv", "filename", tables)
+    relative = path.relative_to(scan_folder).as_posix() if scan_folder in path.parents else path.name
+    specific = {**visit, **scans.get(relative, {})}
+    merged = {**person, **{key: cell for key, cell in specific.items() if _people.value(cell) is not None or key not in person}}
+    return _people.facts(merged, people.dictionary, lambda text: tell(f"sub-{subject}: {text}"))
+
+
+def _keyed(path: Path, key: str, tables: dict[Path, dict[str, dict[str, str]]]) -> dict[str, dict[str, str]]:
+    if path not in tables:
+        rows = _people.read_table(path) if path.is_file() else []
+        tables[path] = {_bare(row.get(key), "ses-"): {k: v for k, v in row.items() if k != key} for row in rows}
+    return tables[path]
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _labels(root: Path, files: _Files, dataset: str, tell: Tell) -> tuple[list[_Label], dict[tuple[str, str], set]]:
+    """Every label of the dataset and its derivatives, and the transforms stated between contrasts of a session."""
+    found = [_label(path, root, "") for path in files.images if parse_name(path.name).suffix in LABEL_SUFFIXES]
+    transforms: dict[tuple[str, str], set[frozenset[str]]] = defaultdict(set)
+    paths = list(files.transforms)
+    derivatives = root / "derivatives"
+    if derivatives.is_dir():
+        walked = _walk(derivatives)
+        files.closed.extend(walked.closed)
+        paths += walked.transforms
+        others: Counter[str] = Counter()
+        for path in walked.images:
+            top = path.relative_to(derivatives).parts[0]
+            origin = "" if top.startswith("sub-") else top
+            if parse_name(path.name).suffix in LABEL_SUFFIXES:
+                found.append(_label(path, derivatives, origin))
+            else:
+                others[origin or "derivatives"] += 1
+        for origin, count in sorted(others.items()):
+            tell(f"{dataset}: {count} image(s) of the derivative {origin!r} are left out: only its masks and label maps are used")
+    for path in paths:
+        entities = parse_name(path.name).entities
+        ends = [contrasts.find(entities.get(key, "")) for key in ("from", "to")]
+        if all(ends):
+            transforms[_who(path.relative_to(root), parse_name(path.name))].add(frozenset(map(str, ends)))
+    return sorted(found, key=lambda label: str(label.path)), transforms
+
+
+def _label(path: Path, root: Path, origin: str) -> _Label:
+    parsed = parse_name(path.name)
+    subject, session = _who(path.relative_to(root), parsed)
+    desc, label = parsed.entities.get("desc", ""), parsed.entities.get("label", "")
+    first, second = (label, desc) if parsed.suffix == "mask" else (desc, label)
+    return _Label(
+        path=path,
+        subject=subject,
+        session=session,
+        name=first or second or parsed.suffix,
+        brain=parsed.suffix == "mask" and (label or desc).casefold() == "brain",
+        space=parsed.entities.get("space", ""),
+        origin=origin,
+        desc=desc,
+        entities=parsed.entities,
+    )
+
+
+@cache
+def _space_contrast(space: str) -> str | None:
+    """The contrast whose world a ``space`` value names, or None."""
+    return contrasts.find(space) if space else None
+
+
+def _belongs(label: _Label) -> bool:
+    """Whether a label lies in its own session's world."""
+    return not label.space or label.space.casefold() in OWN_SPACES or _space_contrast(label.space) is not None
+
+
+def _attach(
+    rows: list[Scan], labels: list[_Label], transforms: Mapping[tuple[str, str], set[frozenset[str]]], dataset: str
+) -> list[Scan]:
+    by_subject: dict[str, list[_Label]] = defaultdict(list)
+    for label in labels:
+        by_subject[label.subject].append(label)
+    sessions: dict[str, set[str]] = defaultdict(set)
+    present: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        sessions[row.subject].add(row.session)
+        present[row.subject, row.session].add(row.contrast)
+    attached = []
+    for row in rows:
+        subject = row.subject.removeprefix(f"{dataset}/sub-")
+        session = row.session.removeprefix("ses-")
+        entities = parse_name(Path(row.path).name).entities
+        told: list[str] = []
+        fitting: list[_Label] = []
+        for label in by_subject[subject]:
+            if label.session and label.session != session:
+                continue
+            if any(key in label.entities and key in entities and label.entities[key] != entities[key] for key in _SCAN_KEYS):
+                continue
+            what = "brain mask" if label.brain else f"label {label.name!r}"
+            if not _belongs(label):
+                told.append(f"{what} in space-{label.space} is left out: that is not the world of this session")
+            elif not label.session and len(sessions[row.subject]) > 1:
+                told.append(f"{what} names no session and is left out: the subject has several ({label.path.name})")
+            else:
+                fitting.append(label)
+        fitting.sort(key=lambda label: (_space_contrast(label.space) != row.contrast, bool(label.space), str(label.path)))
+        chosen: dict[str, _Label] = {}
+        brain: _Label | None = None
+        for label in fitting:
+            if label.brain:
+                if brain is not None and brain.origin != label.origin:
+                    told.append(f"a second brain mask, of {label.origin or 'the dataset'}, is left out")
+                brain = brain or label
+                continue
+            name, first = label.name, chosen.get(label.name)
+            if first is not None:
+                if (first.origin, first.desc) == (label.origin, label.desc):
+                    continue  # the same thing in another session-mate's space
+                name = "_".join(part for part in (label.name, label.origin, label.desc) if part)
+                if name in chosen:
+                    continue
+                told.append(f"two labels are called {label.name!r}; the one of {label.path.name} is called {name!r}")
+            chosen[name] = label
+        for label in [*chosen.values(), *([brain] if brain else [])]:
+            world = _space_contrast(label.space)
+            what = "brain mask" if label.brain else f"label {label.name!r}"
+            if world is None or world == row.contrast:
+                continue
+            if world not in present[row.subject, row.session]:
+                told.append(f"{what} lies in the world of a {world} that the session does not have")
+            if frozenset((world, row.contrast)) in transforms.get((subject, session), ()):
+                told.append(
+                    f"{what} was drawn on the {world}; the dataset states a transform between {world} and {row.contrast}, "
+                    "which is not applied, so it may be displaced here"
+                )
+        attached.append(
+            replace(
+                row,
+                brain_mask=str(brain.path) if brain else None,
+                labels={name: str(label.path) for name, label in chosen.items()},
+                status=WARNING if told and row.status == OK else row.status,
+                reasons=(*row.reasons, *told),
+            )
+        )
+    return attached
+
+
+def _orphans(rows: list[Scan], labels: list[_Label], dataset: str, licence: object) -> list[Scan]:
+    """Rows for labels whose session has no scan at all, so that nothing is lost."""
+    sessions = {(row.subject, row.session) for row in rows}
+    subjects = {row.subject for row in rows}
+    made = []
+    for label in labels:
+        subject = f"{dataset}/sub-{label.subject}"
+        session = f"ses-{label.session}" if label.session else ""
+        if (subject, session) in sessions or (not session and subject in subjects):
+            continue
+        made.append(
+            Scan(
+                scan=f"{dataset}/{_split_extension(label.path.name)[0]}",
+                dataset=dataset,
+                subject=subject,
+                session=session,
+                contrast=contrasts.UNKNOWN,
+                contrast_raw=parse_name(label.path.name).suffix,
+                path=str(label.path),
+                labels={label.name: str(label.path)},
+                licence=str(licence) if licence else None,
+                status=BAD,
+                reasons=("a label map or mask whose session has no scan",),
+            )
+        )
+    return made
