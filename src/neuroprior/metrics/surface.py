@@ -24,10 +24,10 @@ def surface_distances(
     (box,) = ndimage.find_objects((prediction | reference).astype(np.int8))
     assert box is not None
     padded = [np.pad(mask[box], 1) for mask in (prediction, reference)]
-    surfaces = [mask & ~np.asarray(ndimage.binary_erosion(mask)) for mask in padded]
+    surfaces = [np.logical_and(mask, np.logical_not(ndimage.binary_erosion(mask))) for mask in padded]
     distances = []
     for own, other in (surfaces, surfaces[::-1]):
-        distances.append(ndimage.distance_transform_edt(np.logical_not(other), sampling=spacing_mm)[own])
+        distances.append(np.asarray(ndimage.distance_transform_edt(np.logical_not(other), sampling=spacing_mm))[own])
     return distances[0], distances[1]
 
 
