@@ -1,0 +1,61 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import neuroprior
+from neuroprior.cli import argument_help, stage_names
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_every_parameter_of_every_stage_has_a_help_text(name: str) -> None:
+    function = getattr(neuroprior, name)
+    assert set(argument_help(function)) == set(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_every_stage_has_help_with_its_defaults(name: str, run_cli: Run) -> None:
+    done = run_cli(name, "--help")
+    assert done.returncode == 0, done.stderr
+    for parameter in inspect.signature(getattr(neuroprior, name)).parameters.values():
+        spelled = parameter.name.rstrip("_").replace("_", "-")
+        assert f"--{spelled}" in done.stdout or spelled.upper() in done.stdout
+
+
+def test_the_list_is_machine_readable(run_cli: Run) -> None:
+    found = json.loads(run_cli("list", "objectives", "--json").stdout)
+    assert {"mae", "cross_contrast"} <= found.keys()
+
+
+def test_an_error_is_a_message_with_a_next_step_not_a_traceback(run_cli: Run, tmp_path: Path) -> None:
+    done = run_cli("prepare", tmp_path / "absent.parquet", "--out", tmp_path / "store")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "absent.parquet" in done.stderr
+    assert "neuroprior index" in done.stderr
+    assert "Traceback" in run_cli("--debug", "prepare", tmp_path / "absent.parquet", "--out", tmp_path / "store").stderr
+
+
+def test_a_misspelt_name_gets_a_suggestion(run_cli: Run, store_path: Path, tmp_path: Path) -> None:
+    done = run_cli("pretrain", store_path, "--recipe", "tinny", "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "did you mean 'tiny'" in done.stderr
+
+
+def test_the_version(run_cli: Run) -> None:
+    assert neuroprior.__version__ in run_cli("--version").stdout
+
+
+def test_doctor_knows_this_machine(run_cli: Run, tmp_path: Path) -> None:
+    found = json.loads(run_cli("doctor", "--json", "--folder", tmp_path).stdout)
+    assert {"torch", "cores", "memory", "disk", "write speed"} <= found.keys()
+    assert "torchvision" not in found
