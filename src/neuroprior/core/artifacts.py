@@ -62,6 +62,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: str | Path) -> int:
+    """Remove the temporary files that a killed process left in a folder; call it when nothing is writing there. Returns how many."""
+    left = [path for path in Path(folder).rglob(".*-????????*") if path.is_file()]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

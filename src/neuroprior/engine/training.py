@@ -172,6 +172,7 @@ def train(
         return TrainingResult(run, "complete", config.steps)
     if first:
         run.mkdir(parents=True, exist_ok=True)
+        artifacts.sweep(run)
         if (run / "recipe.yaml").exists():
             _refuse_other(run, resolved)
         else:

@@ -126,6 +126,7 @@ def prepare(
                 logger.error("%s: %s", key, reason)
             progress.advance(bar)
 
+    artifacts.sweep(out)
     wanted = {key_folder(out, key) for key in groups}
     entries = []
     for marker in sorted((out / "sessions").glob("*/*/session.json")):

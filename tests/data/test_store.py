@@ -1,0 +1,187 @@
+"""The store, its pairs and its loader."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neuroprior.core import artifacts, nifti
+from neuroprior.core.errors import ArtifactError, InputError, LeakageError
+from neuroprior.core.geometry import resample_labels
+from neuroprior.data.index import read_index
+from neuroprior.data.loading import make_loader
+from neuroprior.data.pairs import PairConfig, PairDataset, collate_pairs
+from neuroprior.data.store import Store
+
+
+@pytest.fixture
+def store(store_path: Path) -> Store:
+    return Store.open(store_path)
+
+
+def copied(store_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(store_path, tmp_path / "copy"))
+
+
+def read_sum(arguments: tuple[Path, str, str]) -> float:
+    path, key, contrast = arguments
+    return float(Store.open(path).read(key, contrast).sum())
+
+
+def test_a_box_is_the_part_of_the_whole(store: Store) -> None:
+    session = store.sessions[0]
+    whole = store.read(session.key, "T1w")
+    assert whole.dtype == np.float32
+    assert whole.shape == session.shape
+    box = (slice(3, 20), slice(5, 9), slice(0, 11))
+    np.testing.assert_array_equal(store.read(session.key, "T1w", box), whole[box])
+    assert np.isfinite(whole).all()
+    assert 0.5 < whole[whole != 0].std() < 2
+
+
+def test_voxels_and_labels_are_those_of_the_files(store: Store, index_file: Path) -> None:
+    scans = {scan.scan: scan for scan in read_index(index_file)}
+    for session in store.sessions[:3]:
+        for name, entry in session.scans.items():
+            record = store.conformed(session.key, name)
+            header = nifti.inspect_header(scans[entry["scan"]].path)
+            assert record.native.shape == header.shape
+            np.testing.assert_allclose(record.native.affine, header.affine)
+        scan = scans[session.scans["T1w"]["scan"]]
+        label, _ = nifti.read_labels(scan.labels["dseg"])
+        np.testing.assert_array_equal(store.read_label(session.key, "dseg"), resample_labels(label, store.conformed(session.key, "T1w").grid))
+
+
+def test_metadata_comes_along(store: Store, index_file: Path) -> None:
+    scans = {scan.subject: scan for scan in read_index(index_file)}
+    for session in store.sessions:
+        assert session.value("age") == scans[session.subject].age
+        assert session.split == scans[session.subject].split
+        assert session.value("nonsense") is None
+    summary = store.data_summary()
+    assert summary["subjects"] == 6
+    assert not any("sub-" in str(value) for value in summary.values()), "a model card must not name subjects"
+
+
+def test_two_processes_read_at_once(store: Store) -> None:
+    jobs = [(store.path, session.key, "T2w") for session in store.sessions[:4]]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(read_sum, jobs)) == [read_sum(job) for job in jobs]
+
+
+def test_damage_is_found_and_named(store_path: Path, tmp_path: Path) -> None:
+    path = copied(store_path, tmp_path)
+    store = Store.open(path)
+    assert store.verify() == []
+    session = store.sessions[2]
+    array = session.folder / "T1w.b2nd"
+    other = store.sessions[3].folder / "T1w.b2nd"
+    array.write_bytes(other.read_bytes())
+    (problem,) = store.verify()
+    assert session.key in problem
+    array.write_bytes(array.read_bytes()[:200])
+    with pytest.raises(ArtifactError, match="damaged"):
+        store.read(session.key, "T1w")
+    array.unlink()
+    with pytest.raises(ArtifactError, match="missing"):
+        store.read(session.key, "T1w")
+
+
+def test_stores_that_are_no_stores_are_refused(store_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no store here"):
+        Store.open(tmp_path)
+    path = copied(store_path, tmp_path)
+    info = artifacts.read_json(path / "store.json")
+    artifacts.write_json(path / "store.json", info | {"version": 99})
+    with pytest.raises(ArtifactError, match=r"(?s)another version.*version 1.*version 99"):
+        Store.open(path)
+    artifacts.write_json(path / "store.json", info)
+    (path / artifacts.MARKER).unlink()
+    with pytest.raises(ArtifactError, match="not finished"):
+        Store.open(path)
+
+
+def test_a_subject_in_two_splits_is_refused(store_path: Path, tmp_path: Path) -> None:
+    path = copied(store_path, tmp_path)
+    (first, second) = sorted(path.glob("sessions/*/*/session.json"))[:2]
+    entries = [artifacts.read_json(marker) for marker in (first, second)]
+    artifacts.write_json(first, entries[0] | {"subject": "same", "split": "train"})
+    artifacts.write_json(second, entries[1] | {"subject": "same", "split": "test"})
+    with pytest.raises(LeakageError, match="same"):
+        Store.open(path)
+
+
+def samples(store: Store, *, start: int = 0, count: int = 12, rank: int = 0, world: int = 1, workers: int = 0, batch: int = 2) -> list[dict]:
+    dataset = PairDataset(store, ("train",), PairConfig(patch=16), seed=3)
+    loader = make_loader(
+        dataset, batch=batch, start_sample=start, n_samples=count - start, collate=collate_pairs, rank=rank, world=world, workers=workers
+    )
+    return list(loader)
+
+
+def joined(batches: list[dict], name: str) -> torch.Tensor:
+    return torch.cat([batch[name] for batch in batches])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(store: Store, workers: int) -> None:
+    for name in ("image_a", "image_b", "sample", "paired"):
+        assert torch.equal(joined(samples(store), name), joined(samples(store, workers=workers), name))
+
+
+def test_a_resumed_stream_goes_on_where_it_stopped(store: Store) -> None:
+    assert torch.equal(joined(samples(store), "image_a")[8:], joined(samples(store, start=8), "image_a"))
+    with pytest.raises(InputError, match="multiple"):
+        samples(store, start=3)
+
+
+def test_ranks_together_take_the_batch_of_one(store: Store) -> None:
+    one = samples(store, batch=4)
+    ranks = [samples(store, batch=2, rank=rank, world=2) for rank in (0, 1)]
+    for step, batch in enumerate(one):
+        assert torch.equal(batch["image_b"], torch.cat([ranks[0][step]["image_b"], ranks[1][step]["image_b"]]))
+
+
+def test_an_epoch_is_each_subject_once_and_pairs_differ(store: Store) -> None:
+    dataset = PairDataset(store, ("train",), PairConfig(patch=16), seed=0)
+    for epoch in range(3):
+        drawn = [dataset[epoch * len(dataset) + place] for place in range(len(dataset))]
+        assert len({item["subject"] for item in drawn}) == len(dataset) == 6
+        assert all(item["paired"] and item["contrast_a"] != item["contrast_b"] for item in drawn)
+    orders = {tuple(dataset[epoch * 6 + place]["subject"] for place in range(6)) for epoch in range(5)}
+    assert len(orders) > 1
+
+
+def test_both_of_a_pair_show_the_same_box_in_the_same_way(store_path: Path, tmp_path: Path) -> None:
+    path = copied(store_path, tmp_path)
+    for session in Store.open(path).sessions:  # three contrasts with the same voxels: any difference is one of place
+        for name in ("T2w", "FLAIR"):
+            shutil.copy(session.folder / "T1w.b2nd", session.folder / f"{name}.b2nd")
+    dataset = PairDataset(Store.open(path), ("train",), PairConfig(patch=24, flip=0.5), seed=1)
+    for number in range(12):
+        item = dataset[number]
+        assert item["image_a"].any()
+        np.testing.assert_array_equal(item["image_a"], item["image_b"])
+    single = PairDataset(Store.open(path), ("train",), PairConfig(patch=24, contrasts=("T1w",)), seed=1)[0]
+    assert not single["paired"]
+
+
+def test_nothing_to_train_on_is_told(store: Store) -> None:
+    with pytest.raises(InputError, match="no session of split train"):
+        PairDataset(store, ("train",), PairConfig(contrasts=("ADC",)), seed=0)
+
+
+def test_an_error_in_a_worker_names_the_case(store_path: Path, tmp_path: Path) -> None:
+    path = copied(store_path, tmp_path)
+    store = Store.open(path)
+    for session in store.sessions:
+        for file in session.folder.glob("*.b2nd"):
+            file.unlink()
+    with pytest.raises(RuntimeError, match=r"(?s)sample \d+ could not be read.*sub-\d+"):
+        samples(store, workers=1)
