@@ -12,13 +12,28 @@ import neuroprior
 from neuroprior.cli import stage_names
 from neuroprior.core import shelf
 
-HEAVY = {"torch", "pandas", "nibabel", "monai", "lightning", "pydantic", "scipy", "sklearn", "matplotlib", "nilearn", "blosc2", "pyarrow"}
+HEAVY = {
+    "torch",
+    "pandas",
+    "nibabel",
+    "monai",
+    "lightning",
+    "pydantic",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "nilearn",
+    "blosc2",
+    "pyarrow",
+}
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def loaded_after(code: str) -> set[str]:
-    program = f"{code}\nimport sys, json; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})), file=sys.stderr)"
+    program = (
+        f"{code}\nimport sys, json; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(json.loads(done.stderr.strip().splitlines()[-1]))
 
@@ -28,7 +43,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_help_and_list_import_nothing_heavy() -> None:
-    for arguments in (["--help"], ["list", "objectives"], ["list", "recipes", "--json"], ["list", "contrasts"], ["list", "stages"]):
+    for arguments in (
+        ["--help"],
+        ["list", "objectives"],
+        ["list", "recipes", "--json"],
+        ["list", "contrasts"],
+        ["list", "stages"],
+    ):
         code = f"from neuroprior.cli import app\ntry:\n    app({arguments!r})\nexcept SystemExit:\n    pass"
         assert not loaded_after(code) & HEAVY, arguments
 
@@ -40,7 +61,9 @@ def test_everything_exported_is_there() -> None:
 
 
 def test_inference_imports_no_training_code() -> None:
-    loaded = loaded_after("import neuroprior; neuroprior.load; import neuroprior.inference.predictor, neuroprior.inference.windows")
+    loaded = loaded_after(
+        "import neuroprior; neuroprior.load; import neuroprior.inference.predictor, neuroprior.inference.windows"
+    )
     assert "lightning" not in loaded
     code = "import neuroprior.inference.predictor\nimport sys; print([n for n in sys.modules if n.startswith('neuroprior')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

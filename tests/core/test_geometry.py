@@ -94,7 +94,10 @@ def test_the_seven_orientations_are_one_head(real_data: Path) -> None:
             np.testing.assert_array_equal(conformed.voxels, first, err_msg=path.name)
             assert grid_of(conformed).affine[0, 0] > 0
             label = Volume((volume.voxels > np.percentile(volume.voxels, 70)).astype(np.uint8), volume.affine)
-            label = Volume(ndimage.binary_opening(ndimage.binary_closing(label.voxels, iterations=2), iterations=2).astype(np.uint8), volume.affine)
+            label = Volume(
+                ndimage.binary_opening(ndimage.binary_closing(label.voxels, iterations=2), iterations=2).astype(np.uint8),
+                volume.affine,
+            )
             everything = ConformSpec.model_validate({"spacing_mm": "native", "crop": "none"})
             assert there_and_back(volume, label, everything) >= 0.99
             assert record.native == grid_of(volume)

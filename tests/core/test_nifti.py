@@ -49,7 +49,12 @@ def test_a_truncated_file_is_told(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_image_is_told(tmp_path: Path) -> None:
-    for name, content in (("a.nii.gz", b"not gzip"), ("b.nii", b"short"), ("c.nii.gz", gzip.compress(b"x" * 1000)), ("d.nii", b"")):
+    for name, content in (
+        ("a.nii.gz", b"not gzip"),
+        ("b.nii", b"short"),
+        ("c.nii.gz", gzip.compress(b"x" * 1000)),
+        ("d.nii", b""),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
             nifti.inspect_header(tmp_path / name)
@@ -147,7 +152,10 @@ def test_labels_stored_as_floats_are_rounded_or_told(tmp_path: Path) -> None:
 
 
 def test_voxels_are_nibabels(real_data: Path) -> None:
-    for path in [*sorted((real_data / "openms-long").rglob("*_FLAIR.nii.gz"))[:3], *sorted((real_data / "stroke-cstar").rglob("*.nii.gz"))]:
+    for path in [
+        *sorted((real_data / "openms-long").rglob("*_FLAIR.nii.gz"))[:3],
+        *sorted((real_data / "stroke-cstar").rglob("*.nii.gz")),
+    ]:
         image = nibabel.load(path)
         volume, _ = nifti.read_scan(path)
         np.testing.assert_allclose(volume.voxels, np.asarray(image.dataobj, dtype=np.float32), rtol=1e-6)
@@ -188,7 +196,12 @@ def test_what_is_written_like_a_scan_has_its_header_bit_for_bit(tmp_path: Path, 
         np.testing.assert_array_equal(np.asarray(written.dataobj), mask)
         if number % 6 == 0:
             a, b = sitk.ReadImage(str(tmp_path / "scan.nii.gz")), sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
-            assert (a.GetSize(), a.GetOrigin(), a.GetSpacing(), a.GetDirection()) == (b.GetSize(), b.GetOrigin(), b.GetSpacing(), b.GetDirection())
+            assert (a.GetSize(), a.GetOrigin(), a.GetSpacing(), a.GetDirection()) == (
+                b.GetSize(),
+                b.GetOrigin(),
+                b.GetSpacing(),
+                b.GetDirection(),
+            )
 
 
 def test_an_array_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,15 @@ def test_a_scan_survives_its_table_row() -> None:
 
 @pytest.mark.parametrize(
     ("spelling", "name"),
-    [("T2FLAIR", "FLAIR"), ("t2-flair", "FLAIR"), ("T1Gd", "T1ce"), ("ce-gadolinium_T1w", None), ("T2*", "T2starw"), ("tof", "angio"), ("xyz", None)],
+    [
+        ("T2FLAIR", "FLAIR"),
+        ("t2-flair", "FLAIR"),
+        ("T1Gd", "T1ce"),
+        ("ce-gadolinium_T1w", None),
+        ("T2*", "T2starw"),
+        ("tof", "angio"),
+        ("xyz", None),
+    ],
 )
 def test_spellings_of_contrasts(spelling: str, name: str | None) -> None:
     assert contrasts.find(spelling) == name

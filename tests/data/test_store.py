@@ -55,7 +55,9 @@ def test_voxels_and_labels_are_those_of_the_files(store: Store, index_file: Path
             np.testing.assert_allclose(record.native.affine, header.affine)
         scan = scans[session.scans["T1w"]["scan"]]
         label, _ = nifti.read_labels(scan.labels["dseg"])
-        np.testing.assert_array_equal(store.read_label(session.key, "dseg"), resample_labels(label, store.conformed(session.key, "T1w").grid))
+        np.testing.assert_array_equal(
+            store.read_label(session.key, "dseg"), resample_labels(label, store.conformed(session.key, "T1w").grid)
+        )
 
 
 def test_metadata_comes_along(store: Store, index_file: Path) -> None:
@@ -117,10 +119,19 @@ def test_a_subject_in_two_splits_is_refused(store_path: Path, tmp_path: Path) ->
         Store.open(path)
 
 
-def samples(store: Store, *, start: int = 0, count: int = 12, rank: int = 0, world: int = 1, workers: int = 0, batch: int = 2) -> list[dict]:
+def samples(
+    store: Store, *, start: int = 0, count: int = 12, rank: int = 0, world: int = 1, workers: int = 0, batch: int = 2
+) -> list[dict]:
     dataset = PairDataset(store, ("train",), PairConfig(patch=16), seed=3)
     loader = make_loader(
-        dataset, batch=batch, start_sample=start, n_samples=count - start, collate=collate_pairs, rank=rank, world=world, workers=workers
+        dataset,
+        batch=batch,
+        start_sample=start,
+        n_samples=count - start,
+        collate=collate_pairs,
+        rank=rank,
+        world=world,
+        workers=workers,
     )
     return list(loader)
 

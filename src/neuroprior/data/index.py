@@ -102,6 +102,9 @@ def check_scan(scan: Scan, *, voxels: bool) -> Scan:
             volume, _ = nifti.read_scan(path)
         except InputError as error:
             return replace(scan, status=BAD, reasons=(*reasons, error.reason))
+        problems = nifti.check_voxels(volume)
+        if problems:
+            return replace(scan, status=BAD, reasons=(*reasons, *problems))
         for name, file in sorted(labels.items()):
             problem, keep = _check_label(volume.voxels, grid_of(volume), Path(file))
             if problem:

@@ -66,8 +66,11 @@ def _prepare(out: Path, key: str, scans: list[Scan], spec: ConformSpec, dtype: s
             copy += 1
             name = f"{scan.contrast}.{copy}"
         try:
-            volumes[name], _ = nifti.read_scan(scan.path)
-            sources[name] = scan
+            volume, _ = nifti.read_scan(scan.path)
+            problems = nifti.check_voxels(volume)
+            if problems:
+                raise InputError("; ".join(problems))
+            volumes[name], sources[name] = volume, scan
         except InputError as error:
             refused[scan.scan] = error.reason
     if not volumes:

@@ -98,6 +98,9 @@ def predict_case(
     volumes: dict[str, Volume] = {}
     for name in sorted(known):
         volumes[name], repairs = nifti.read_scan(known[name])
+        problems = nifti.check_voxels(volumes[name])
+        if problems:
+            raise InputError(f"{name}: {'; '.join(problems)}", file=known[name], expected="finite intensities that vary")
         notes += [f"{name}: {text}" for text in repairs]
     session = conform_session(volumes, model.spec, reference=reference)
     notes += session.notes
