@@ -42,7 +42,7 @@ def made(
 ) -> tuple[Volume, Volume]:
     """A random oblique, flipped scan, and a label map of two ellipsoids."""
     rng = np.random.default_rng(seed)
-    x, y, z = (int(round(size_mm / s)) + int(rng.integers(0, 4)) for s in spacing)
+    x, y, z = (round(size_mm / s) + int(rng.integers(0, 4)) for s in spacing)
     shape = (x, y, z)
     affine = np.eye(4)
     axes = np.eye(3)[rng.permutation(3)] * rng.choice([-1, 1], 3)
