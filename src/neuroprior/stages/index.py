@@ -57,6 +57,7 @@ def index(
     split: str = "train=0.8,val=0.1,test=0.1",
     split_file: Path | None = None,
     contrast_map: Path | None = None,
+    column: list[str] | None = None,
     seed: int = 0,
     workers: int | None = None,
 ) -> IndexSummary:
@@ -70,6 +71,7 @@ def index(
         split: shares of subjects.
         split_file: TSV with the columns participant_id and split, taken as it is; other subjects are split by shares.
         contrast_map: YAML from a dataset's spelling of a contrast to a canonical name.
+        column: of a table with other names, as in path=filename or subject=ID; may be given several times.
         seed: of the splits.
         workers: processes; by default as many as cores are granted.
 
@@ -95,10 +97,14 @@ def index(
     fractions = tables.parse_split(split)
     mapping = {str(k): canonical(str(v)) for k, v in read_yaml(contrast_map).items()} if contrast_map else {}
     given = _given(split_file) if split_file else {}
+    columns = dict(part.split("=", 1) for part in column or [] if "=" in part)
+    if len(columns) != len(column or []):
+        raise ConfigError("--column needs OURS=THEIRS", expected="--column path=filename", got=", ".join(column or []))
     found: list[Any] = []
     for root in roots:
         for folder, module in _datasets(Path(root), reader):
-            rows = list(module.read(folder, contrast_map=mapping))
+            options = {"column_map": columns} if module.__name__.endswith(".table") else {}
+            rows = list(module.read(folder, contrast_map=mapping, **options))
             logger.info("%s: %d scans (%s)", folder, len(rows), module.__name__.rsplit(".", 1)[-1])
             found += rows
     if not found:
