@@ -18,8 +18,19 @@ def blocks(path: Path) -> list[str]:
 
 
 def test_the_quick_start_runs(tmp_path: Path) -> None:
-    script = "set -euo pipefail\nneuroprior() { " + f'"{sys.executable}" -m neuroprior "$@"; }}\n' + "\n".join(blocks(ROOT / "docs/quickstart.md"))
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    script = (
+        "set -euo pipefail\nneuroprior() { "
+        + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
+        + "\n".join(blocks(ROOT / "docs/quickstart.md"))
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "report/report.html").is_file()
 

@@ -61,7 +61,15 @@ def test_a_table_without_a_column_says_how_to_name_it(table_file: Path) -> None:
 
 
 def test_the_real_datasets_have_their_rows(real_data: Path) -> None:
-    expected = {"openms-cross": 8, "openms-long": 14, "ixi-2mm": 30, "ds002748": 2, "stroke-cstar": 3, "orientations": 7, "torchio-fernando": 1}
+    expected = {
+        "openms-cross": 8,
+        "openms-long": 14,
+        "ixi-2mm": 30,
+        "ds002748": 2,
+        "stroke-cstar": 3,
+        "orientations": 7,
+        "torchio-fernando": 1,
+    }
     for name, count in expected.items():
         scans = list(bids.read(real_data / name))
         assert len(scans) == count, name

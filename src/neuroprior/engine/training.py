@@ -40,6 +40,7 @@ from ..core import artifacts, seeds
 from ..core.config import Config
 from ..core.errors import ArtifactError, ConfigError, DivergenceError
 from . import events, optimisers
+from .allocator import keep_freed_memory
 from .ledger import Ledger, Meter
 from .optimisers import OptimizerConfig
 from .progress import Progress
@@ -181,6 +182,8 @@ def train(
     state = _load_state(run)
     loop = _Loop(module, config, run, loader, save_model, validate, panels, state)
     cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+    if cpu:
+        keep_freed_memory()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
     strategy: Any = "auto"
     if config.devices > 1:

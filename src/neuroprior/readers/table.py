@@ -36,7 +36,11 @@ def _names(root: Path) -> list[str]:
 
 
 def read(
-    root: Path, *, contrast_map: Mapping[str, str] | None = None, column_map: Mapping[str, str] | None = None, name: str | None = None
+    root: Path,
+    *,
+    contrast_map: Mapping[str, str] | None = None,
+    column_map: Mapping[str, str] | None = None,
+    name: str | None = None,
 ) -> Iterator[Scan]:
     """The rows of a table as scans; headers and voxels are not looked at.
 
@@ -98,7 +102,9 @@ def _scan(
     contrast = contrast_map.get(raw) or contrasts.find(raw)
     base = "_".join(part for part in (subject, session, raw) if part)
     seen[f"{dataset}/{base}"] = count = seen.get(f"{dataset}/{base}", 0) + 1
-    labels = {key.removeprefix("label_"): path(value) for key, value in row.items() if key.startswith("label_") and value is not None}
+    labels = {
+        key.removeprefix("label_"): path(value) for key, value in row.items() if key.startswith("label_") and value is not None
+    }
     used = set(theirs.values()) | {key for key in row if key.startswith("label_")}
     mask = get("brain_mask")
     return Scan(
