@@ -186,10 +186,10 @@ def test_what_is_written_like_a_scan_has_its_header_bit_for_bit(tmp_path: Path, 
         image.header.set_xyzt_units("mm", "sec")
         image.header["descrip"] = b"a scanner"
         nibabel.save(image, tmp_path / "scan.nii.gz")
-        source = nibabel.load(tmp_path / "scan.nii.gz")
+        source: Any = nibabel.load(tmp_path / "scan.nii.gz")
         mask = (array() > 100).astype(np.uint8)
         nifti.write_like(tmp_path / "mask.nii.gz", mask, like=tmp_path / "scan.nii.gz", dtype=np.uint8)
-        written = nibabel.load(tmp_path / "mask.nii.gz")
+        written: Any = nibabel.load(tmp_path / "mask.nii.gz")
         for field in ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
                       "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"):  # fmt: skip
             np.testing.assert_array_equal(written.header[field], source.header[field], err_msg=f"{field} of orientation {number}")
