@@ -118,8 +118,11 @@ def _labels(folder: Path, scans: list[Scan], grid: Any) -> tuple[dict[str, Any],
             notes.append(f"label {name} left out: its field of view does not hold the session's head")
             continue
         array = resample_labels(volume, grid)
-        before, after = int((volume.voxels > 0).sum()), int((array > 0).sum())
-        if before and not after:
-            notes.append(f"label {name} vanished at this spacing ({before} voxels before): prepare at a finer --spacing")
+        before = int((volume.voxels > 0).sum()) * float(np.prod(volume.spacing_mm)) / 1000
+        after = int((array > 0).sum()) * float(np.prod(grid.spacing_mm)) / 1000
+        if after < 0.75 * before:
+            notes.append(
+                f"label {name} shrinks from {before:.2f} to {after:.2f} ml at this spacing: prepare at a finer --spacing"
+            )
         labels[name] = {"sha256": write_array(folder / f"label.{name}.b2nd", array), "values": [int(v) for v in np.unique(array)]}
     return labels, notes

@@ -139,6 +139,11 @@ def prepare(
         entries.append(artifacts.read_json(marker))
     if not entries:
         raise InputError("no session could be prepared", file=index, got="; ".join(sorted(set(failures.values()))[:3]))
+    told = [f"{entry['key']}: {note}" for entry in entries for note in entry["notes"]]
+    for text in told[:20]:
+        logger.warning(text)
+    if len(told) > 20:
+        logger.warning("... and %d more notes in the sessions' session.json", len(told) - 20)
     rows = _scan_rows(scans, entries, failures)
     _write_rows(out, rows)
     store_hash = hash_sessions(description["spec"], dtype, entries)
