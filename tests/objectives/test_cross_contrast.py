@@ -54,7 +54,8 @@ def by_numpy(net: unet.UNet, config: cross_contrast.Config, data: PairBatch, epo
             mask = block_mask(sample, SIZE, config.block, config.ratio, seed=seed, purpose=f"mask {name}")
             hidden[name] = mask.numpy()[0, 0]
             epsilon = [
-                noise(sample, net.code_shape(SIZE), seed=seed, purpose=f"noise {half} {name}") for half in ("anatomy", "contrast")
+                noise(sample, (net.anatomy_channels, *net.code_grid(SIZE)), seed=seed, purpose=f"noise {half} {name}")
+                for half in ("anatomy", "contrast")
             ]
             code[name] = net.encode(torch.where(mask, torch.zeros(()), image), (epsilon[0], epsilon[1]))
         shared = (code["a"].anatomy + code["b"].anatomy) / 2

@@ -105,7 +105,7 @@ class CrossContrast(nn.Module):
         """A and B in one batch, with reparameterised samples while training."""
         epsilon = None
         if self.training:
-            shape = self.net.code_shape(image.shape[2:])
+            shape = (self.net.anatomy_channels, *self.net.code_grid(image.shape[2:]))
             halves = [
                 torch.cat([noise(sample, shape, seed=seed, purpose=f"noise {half} {name}") for name in ("a", "b")])
                 for half in ("anatomy", "contrast")
