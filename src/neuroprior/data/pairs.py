@@ -61,6 +61,9 @@ class PairConfig(Config):
     """Consecutive samples of one subject (subject-constant batches where it equals the batch)."""
     label: str | None = None
     """Label map of the store that is shown beside the scans, for objectives that learn from one."""
+    targets: Literal["raw", "fraction_of_icv", "z_scored"] = "z_scored"
+    """Form of the anatomical vectors, where a table of them is given: ml, shares of the intracranial volume, or these z-scored over
+    the training subjects. Raw volumes of any two subjects have a cosine of almost 1."""
     shift: int = Field(default=0, ge=0)
     """Largest random displacement (voxels along each axis) of the second scan's box: misalignment of purpose."""
     flip: float = Field(default=0.5, ge=0, le=1)

@@ -8,6 +8,7 @@ time point (minus the mean cosine similarity); from the pathology channels anoth
 
 Departures, each a value that is off in the paper's form or stands in for what is not public:
 
+- ``view="whole"``: the terms on the halves see the scans without a mask, as every later use of the net does.
 - ``distance="smooth_l1"``, ``centre``: a head that cannot be satisfied by one constant direction.
 - ``target="map"``: instead of the vector, the share of each anatomical label in each cell of the code's grid
   (cross-entropy with soft labels from a 1x1x1 convolution).
@@ -66,6 +67,9 @@ class Config(BaseConfig):
     """How far a vector is from its target."""
     centre: Centre = "none"
     """What is done to the anatomy head's input."""
+    view: Literal["masked", "whole"] = "masked"
+    """What the anatomy, pathology, agreement and blind terms look at: the masked scans (the paper's), or the whole ones, which a
+    fine-tuned model will see, at the price of a second pass through the encoder."""
     agreement_form: Agreement = "cosine"
     """Form of the agreement term."""
     agreement: float = Field(default=0.0, ge=0)
@@ -125,6 +129,8 @@ class AnatomySplit(nn.Module):
         guess = self.net.reconstruct(code, image.shape[2:])
         parts = {"reconstruction": _hidden_error(guess, image, hidden).mean()}
         loss = c.reconstruction * parts["reconstruction"]
+        if c.view == "whole":
+            code = self.net.encode(image)
         n = batch["image_a"].shape[0]
         copies = image.shape[0] // n
         for name, weight in (("anatomy", c.anatomy), ("pathology", c.pathology)):
