@@ -70,6 +70,9 @@ class PairConfig(Config):
     """Probability that left and right are mirrored, in both scans alike. Leave at 0 where a target knows left from right."""
     intensity: float = Field(default=0.0, ge=0)
     """Spread of a random gain and offset of each scan, in standard deviations of the image."""
+    remap: float = Field(default=0.0, ge=0, le=1)
+    """Probability, for each scan, that its intensities pass a random curve which need not rise: another, made-up contrast
+    (after the idea of SynthSeg, Billot et al. 2023, that a net which has seen any contrast depends on none)."""
     min_head: float = Field(default=0.3, ge=0, le=1)
     """A box with a smaller share of voxels that are not background is drawn again, up to four times."""
 
@@ -314,7 +317,28 @@ class PairDataset(Dataset[dict[str, Any]]):
             for number, image in enumerate(images):
                 gain, shift = 1 + self.config.intensity * draw.standard_normal(), self.config.intensity * draw.standard_normal()
                 images[number] = np.where(image != 0, image * gain + shift, 0).astype(np.float32)
+        if self.config.remap:
+            images = [remapped(image, draw) if draw.random() < self.config.remap else image for image in images]
         return images, labels
+
+
+def remapped(image: np.ndarray, draw: np.random.Generator, knots: int = 6) -> np.ndarray:
+    """A scan whose intensities pass a random piecewise-linear curve between quantiles; z-scored over the head, background 0.
+
+    Args:
+        image: (x, y, z), background 0.
+        draw: of the curve's heights, standard normal at each knot.
+        knots: corners of the curve, at equal shares of the head's voxels.
+    """
+    head = image != 0
+    if head.sum() < knots:
+        return image
+    values = image[head]
+    places = np.unique(np.quantile(values, np.linspace(0, 1, knots)))
+    bent = np.interp(values, places, draw.standard_normal(len(places)))
+    out = np.zeros_like(image)
+    out[head] = (bent - bent.mean()) / (bent.std() + 1e-6)
+    return out
 
 
 def _moved(start: Sequence[int], slip: np.ndarray) -> list[int]:
