@@ -48,8 +48,10 @@ class ViewConfig(Config):
     """Cells along each axis in which lesions are looked for."""
     raw: int = Field(default=10, ge=1)
     """Blocks along each axis to which the trivial rows reduce the voxels."""
-    smooth_mm: float = Field(default=4.0, ge=0)
+    smooth_mm: float = Field(default=3.0, ge=0)
     """Standard deviation of the smoothing before the trivial lesion detector takes a cell's largest and smallest value."""
+    lesion_ml: float = Field(default=0.3, ge=0)
+    """A cell with at least this much of a lesion holds one; a cell with less, but some, is not counted."""
     lesion: str = "lesion"
     """The store's label that marks lesions."""
     stages: bool = False
@@ -74,7 +76,8 @@ class Scans:
         times: (N,) what tells a subject's time points apart (age, or the session's name).
         classes: name -> (N,) text, an empty string where not known.
         numbers: name -> (N,) or (N, q) float, NaN where not known.
-        lesions: (N, cells) float: 1 where a cell holds a lesion, 0 where not, NaN where not known or mostly outside the head.
+        lesions: (N, cells) float: 1 where a cell holds a lesion, 0 where not, NaN where not known, not
+            clear, or mostly outside the head.
     """
 
     cases: np.ndarray
@@ -462,7 +465,8 @@ def _lesion_cells(views: Views, row: int) -> np.ndarray:
     view, parts = views[row], views.config.cells
     if view.lesion is None:
         return np.full(np.prod([min(parts, n) for n in views.box]), np.nan)
-    found = _blocks(view.lesion, parts, np.logical_or).ravel().astype(float)
+    ml = _blocks(view.lesion.astype(float), parts, np.add).ravel() * float(np.prod(views.spacing_mm)) / 1000
+    found = np.where(ml == 0, 0.0, np.where(ml >= views.config.lesion_ml - 1e-9, 1.0, np.nan))
     return np.where(_means(view.head, parts) > 0.5, found, np.nan)
 
 

@@ -49,6 +49,7 @@ class Guess:
         rows: (M,) row numbers.
         truth, guess: (M,) class numbers, or (M, q) values.
         classes: how many there were to choose from; 0 for values.
+        strata: (M,) which cell of the box a row is, for lesions.
         constant: (q,) the fitting scans' mean: the best guess that knows nothing.
         reason: why there is nothing, when there is nothing.
     """
@@ -57,6 +58,7 @@ class Guess:
     truth: np.ndarray
     guess: np.ndarray
     classes: int = 0
+    strata: np.ndarray | None = None
     constant: np.ndarray | None = None
     reason: str = ""
 
@@ -267,6 +269,7 @@ def find_lesions(
     """
     cell = np.isfinite(lesions[rows])
     row = np.broadcast_to(rows[:, None], cell.shape)[cell]
+    where = np.broadcast_to(np.arange(cell.shape[1]), cell.shape)[cell]
     truth, x = lesions[rows][cell], cells[rows][cell]
     train = np.flatnonzero(fit[row])
     positive = train[truth[train] == 1]
@@ -298,4 +301,4 @@ def find_lesions(
 
     alpha = max(alphas, key=lambda value: (round(score(value), 6), value))
     found: Any = solver.guess(a, tried, target, weights, alpha)[:, 0]
-    return Guess(row[tried], truth[tried], found)
+    return Guess(row[tried], truth[tried], found, strata=where[tried])

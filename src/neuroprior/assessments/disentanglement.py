@@ -41,6 +41,9 @@ TASK = "disentanglement"
 TRIVIAL = ("outline", "raw_pixels", "random_weights")
 """The rows that know nothing."""
 POOLINGS = ("pooled", "spatial")
+AUROCS = ("linear_auroc", "linear_auroc_same_place")
+"""Lesions have their places: the second metric only compares cells that lie in one place of the box, so that knowing the place is
+worth nothing."""
 
 Key = tuple[str, str, str, str, str]
 """(model, target, metric, region, condition) of a row."""
@@ -291,20 +294,26 @@ def _r2(table: _Table, guess: probes.Guess) -> identity.Weighted:
     return statistic
 
 
-def _auroc(table: _Table, guess: probes.Guess) -> identity.Weighted:
-    """Area under the ROC curve over cells, a cell weighing as often as its subject is drawn; ties count half."""
-    order = np.argsort(guess.guess, kind="stable")
-    score, positive, place = guess.guess[order], guess.truth[order] == 1, table.place[guess.rows[order]]
-    starts = np.flatnonzero(np.concatenate([[True], score[1:] > score[:-1]]))
+def _auroc(table: _Table, guess: probes.Guess, strata: np.ndarray) -> identity.Weighted:
+    """Area under the ROC curve of pairs of cells in one stratum, a cell weighing as often as its subject is drawn; ties count half."""
+    order = np.lexsort((guess.guess, strata))
+    score, group = guess.guess[order], strata[order]
+    positive, place = guess.truth[order] == 1, table.place[guess.rows[order]]
+    turns = group[1:] != group[:-1]
+    starts = np.flatnonzero(np.concatenate([[True], (score[1:] > score[:-1]) | turns]))  # of ties
+    first = np.searchsorted(starts, np.flatnonzero(np.concatenate([[True], turns])))  # of strata, among the ties
+    stratum = np.cumsum(np.isin(np.arange(len(starts)), first)) - 1
 
     def statistic(w: np.ndarray) -> np.ndarray:
         out = np.empty(len(w))
-        for first in range(0, len(w), 100):
-            each = w[first : first + 100][:, place]
+        for chunk in range(0, len(w), 100):
+            each = w[chunk : chunk + 100][:, place]
             yes = np.add.reduceat(each * positive, starts, axis=1)
             no = np.add.reduceat(each * ~positive, starts, axis=1)
-            below = np.cumsum(no, axis=1) - no / 2
-            out[first : first + 100] = (yes * below).sum(1) / (yes.sum(1) * no.sum(1))
+            running = np.cumsum(no, axis=1)
+            before = np.where(first > 0, running[:, first - 1], 0)[:, stratum]
+            pairs = (np.add.reduceat(yes, first, axis=1) * np.add.reduceat(no, first, axis=1)).sum(1)
+            out[chunk : chunk + 100] = (yes * (running - before - no / 2)).sum(1) / pairs
         return out
 
     return statistic
@@ -441,7 +450,8 @@ def _lesions(table: _Table, found: Features) -> None:
         place = f"cells, {contrast}"
         if found.cells is None or not scans.fit.any():
             reason = found.reason or ("no cells were given" if found.cells is None else "there are no scans to fit on")
-            table.add(found.model, "lesion", "linear_auroc", found.half, place, None, note=reason)
+            for metric in AUROCS:
+                table.add(found.model, "lesion", metric, found.half, place, None, note=reason)
             continue
         if found.cells.shape[1] != scans.lesions.shape[1]:
             raise InputError(
@@ -451,11 +461,20 @@ def _lesions(table: _Table, found: Features) -> None:
         here = np.flatnonzero(scans.contrasts == contrast)
         guess = probes.find_lesions(found.cells, scans.lesions, here, scans.fit, scans.subjects.astype(str), table.config.probes)
         if guess.reason:
-            table.add(found.model, "lesion", "linear_auroc", found.half, place, None, note=guess.reason)
+            for metric in AUROCS:
+                table.add(found.model, "lesion", metric, found.half, place, None, note=guess.reason)
             continue
-        note = f"chance 0.5; {int(guess.truth.sum())} of {len(guess.truth)} cells hold a lesion"
+        note = f"{int(guess.truth.sum())} of {len(guess.truth)} cells hold a lesion"
         seen = table.present(guess.rows)
-        table.add(found.model, "lesion", "linear_auroc", found.half, place, _auroc(table, guess), n=len(guess.truth), note=note, subjects=seen)
+        assert guess.strata is not None
+        for metric, strata, text in zip(
+            AUROCS, (np.zeros_like(guess.strata), guess.strata),
+            ("all pairs of cells; the place alone tells something", "pairs of cells in one place of the box; chance 0.5"), strict=True,
+        ):  # fmt: skip
+            statistic = _auroc(table, guess, strata)
+            table.add(
+                found.model, "lesion", metric, found.half, place, statistic, n=len(guess.truth), note=f"{text}; {note}", subjects=seen
+            )
 
 
 def _dependence(table: _Table, model: str, found: Sequence[Features]) -> None:
