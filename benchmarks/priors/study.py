@@ -91,7 +91,11 @@ def pretrain_row(out: Path, row: str, seed: int, settings: dict[str, Any]) -> st
         plan = recipe(row, steps=settings["steps"], batch=settings["batch"], patch=settings["patch"], lr=settings["lr"])
         artifacts.write_text(path, yaml.safe_dump(plan, sort_keys=False))
         neuroprior.pretrain(
-            out / "data" / "pre_store", recipe=str(path), anatomy=out / "data" / "anatomy.parquet", out=run, set=[f"training.seed={seed}"]
+            out / "data" / "pre_store",
+            recipe=str(path),
+            anatomy=out / "data" / "anatomy.parquet",
+            out=run,
+            set=[f"training.seed={seed}"],
         )
     ledger = artifacts.read_json(run / "ledger.json")
     return f"{row}-{seed}: {ledger.get('wall_seconds', float('nan')):.0f} s"
@@ -110,7 +114,9 @@ def probe_seed(out: Path, rows: list[str], seed: int, split: str) -> None:
             continue
         start = time.perf_counter()
         net = load(out / "runs" / f"{row}-{seed}").net
-        found = dis.assess_nets({row: net}, store, evaluate=(split,), config=config, trivial=(), pictures=out / "pictures" / str(seed))
+        found = dis.assess_nets(
+            {row: net}, store, evaluate=(split,), config=config, trivial=(), pictures=out / "pictures" / str(seed)
+        )
         dis.write(found, table)
         logger.info("%s-%d probed in %.0f s", row, seed, time.perf_counter() - start)
     table = folder / f"{split}-trivial-{seed}.parquet"
@@ -141,7 +147,7 @@ def few_shot(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
             store, source, task, target, contrasts=contrasts, out=run, recipe=str(out / "recipes" / "ours.yaml"), seed=seed,
             set=[f"training.steps={settings['few_steps']}", f"data.patch={settings['patch'] + 8}"],
         )  # fmt: skip
-        neuroprior.predict(run, index, out=out / "few" / f"{name}-{row}-{seed}-predictions", split="test")
+        neuroprior.predict(run, [str(index)], out=out / "few" / f"{name}-{row}-{seed}-predictions", split="test")
         neuroprior.evaluate(out / "few" / f"{name}-{row}-{seed}-predictions", index, out=scores, name=row)
     return f"few-shot {row}-{seed}"
 
@@ -174,7 +180,9 @@ def main() -> None:
     parser.add_argument("--few-steps", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="larger families, boxes and batches, one run at a time")
-    parser.add_argument("--parts", nargs="+", default=["pretrain", "probe", "few", "report"], choices=["pretrain", "probe", "few", "report"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["pretrain", "probe", "few", "report"], choices=["pretrain", "probe", "few", "report"]
+    )
     parser.add_argument("--split", default="test", choices=["val", "test"], help="which travelling subjects are asked about")
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
@@ -195,7 +203,9 @@ def main() -> None:
     if "report" in given.parts:
         from report import write_report
 
-        artifacts.write_json(out / "study.json", {"scale": scale, "steps": given.steps, "few_steps": given.few_steps, "split": given.split})
+        artifacts.write_json(
+            out / "study.json", {"scale": scale, "steps": given.steps, "few_steps": given.few_steps, "split": given.split}
+        )
         logger.info("written: %s", write_report(out, HERE / "README.md"))
         print(json.dumps({"benchmark": "priors", "out": out.name}))
 
