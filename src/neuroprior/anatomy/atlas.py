@@ -14,8 +14,8 @@ Ashburner & Friston, Unified segmentation, NeuroImage 2005 (tissue priors, mixtu
 5. Regions: hemispheres are the template's halves; each voxel of the brain belongs to the lobe of the nearest of the 160 centres. **These lobes are
    rough**: their borders are half-way planes, not sulci. The brain stem is a box of the template.
 
-``brain`` is everything within the brain's surface: grey and white matter and the fluid of sulci and ventricles. The intracranial volume is the
-template's brain mask on the scan; it follows the brain's surface, and so leaves out the fluid outside it (about a tenth).
+``brain`` is the template's brain mask on the scan: everything within the brain's surface, the fluid of sulci and ventricles included. The
+intracranial volume is that mask grown by the :data:`FLUID_MM` of fluid that is taken to lie around it.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ CENTRE_MM = np.array([0.0, -17.0, 10.0])
 
 TOP_MM = 72.0
 """From the middle of the template's brain to a little above its top, where a head's skin is."""
+
+
+FLUID_MM = 2.0
+"""Taken to lie between the brain's surface and the inner skull."""
 
 
 class Config(Base):
@@ -171,8 +175,10 @@ def measure(candidate: Candidate, config: Config) -> Anatomy:
         )  # fmt: skip
     names = template().names
     volumes = {tissue: float(share.sum()) * ml for tissue, share in zip(TISSUES, tissues, strict=True)}
-    icv = float(registered.brain.sum()) * ml
-    volumes["brain"] = sum(volumes.values())
+    volumes["brain"] = float(registered.brain.sum()) * ml
+    beyond = ndimage.distance_transform_edt(registered.brain < 0.5, sampling=grid.spacing_mm)
+    assert isinstance(beyond, np.ndarray)
+    icv = float((beyond <= FLUID_MM + 0.01).sum()) * ml
     for tissue, share in zip(TISSUES[1:], tissues[1:], strict=True):
         sums = ndimage.sum_labels(share, registered.regions, range(1, len(names) + 1))
         volumes |= {f"{name} {tissue}": float(total) * ml for name, total in zip(names, sums, strict=True)}
