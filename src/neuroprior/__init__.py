@@ -7,12 +7,15 @@ The verbs (``neuroprior.index``, ``prepare``, ``pretrain``, ``finetune``, ``pred
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "anatomy",
     "demo",
     "doctor",
     "evaluate",
@@ -38,3 +41,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _VerbsFirst(ModuleType):
+    """Keeps ``neuroprior.anatomy`` the verb when the shelf of that name is imported (``from neuroprior.anatomy import ...``)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _VerbsFirst
