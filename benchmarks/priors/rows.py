@@ -39,12 +39,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "split_z_no_pathology": {"net": CHANNELS, "objective": SPLIT | {"centre": "batchnorm", "pathology": 0.0}},
     # ours
     "ours": {
-        "net": CHANNELS,
+        "net": CHANNELS | {"anatomy_share": 0.75},
         "objective": SPLIT | {
-            "ratio": 0.5, "view": "whole", "reconstruction": 0.3, "anatomy": 1.0, "distance": "smooth_l1", "agreement": 2.0,
-            "agreement_form": "dense_infonce", "temperature": 0.1, "blind": 0.3, "pathology": 0.15,
+            "ratio": 0.5, "view": "whole", "reconstruction": 0.3, "anatomy": 1.0, "distance": "smooth_l1", "agreement": 4.0,
+            "agreement_form": "dense_infonce", "temperature": 0.1, "blind": 1.0, "pathology": 0.15, "pathology_share": 0.2,
         },
-        "data": {"shift": 1, "intensity": 0.4, "remap": 0.5},
+        "data": {"shift": 1, "intensity": 0.4},
     },
 }  # fmt: skip
 """Row name -> recipe parts that differ."""

@@ -1,6 +1,6 @@
 """The study of priors: which pretraining puts what into which half, and whether it helps from few labels.
 
-Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 400] [--jobs 2] [--gpu]
+Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 300] [--jobs 2] [--gpu]
 
 Makes its own data (synthetic heads at 4 mm; truth known), pretrains every row with every seed for the same number of steps on
 the same data, asks each frozen net what its halves tell (``disentanglement``), fine-tunes each on 16 cases of three tasks
@@ -76,7 +76,9 @@ def make_data(out: Path, scale: dict[str, Any], workers: int) -> None:
             neuroprior.index([folder], out=index, checks="header", split=split)
         neuroprior.prepare(index, out=out / "data" / f"{name}_store", spacing=str(scale["spacing"]))
     if not (out / "data" / "anatomy.parquet").exists():
-        neuroprior.anatomy(out / "data" / "pre.parquet", source="labelmap", out=out / "data" / "anatomy.parquet")
+        neuroprior.anatomy(
+            out / "data" / "pre.parquet", source="labelmap", out=out / "data" / "anatomy.parquet", set=["label=dseg"]
+        )
 
 
 def pretrain_row(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
@@ -176,7 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/priors"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--few-steps", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="larger families, boxes and batches, one run at a time")
