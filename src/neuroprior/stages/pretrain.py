@@ -36,7 +36,7 @@ def pretrain(
     Raises:
         ConfigError: a setting is unknown or impossible, or the folder holds another run.
         InputError: the store has nothing to train on.
-        DivergenceError: the loss is no longer finite.
+        DivergenceError: the loss is not finite or explodes, and going back to the last good state did not help.
     """
     import torch
 
@@ -48,6 +48,7 @@ def pretrain(
     from ..engine.training import train
     from ..inference import model as models
     from ..objectives._recipe import read_recipe
+    from ._watching import observer
 
     settings = read_recipe(recipe, set or [])
     opened = Store.open(store)
@@ -97,6 +98,7 @@ def pretrain(
     pictured = PairDataset(
         opened, ("val",) if has_validation else ("train",), settings.data, seed=config.seed + 2, augment=False, anatomy=vectors
     )
+    seen = PairDataset(opened, ("train",), settings.data, seed=config.seed + 3, augment=False, anatomy=vectors)
     picture_batch = collate_pairs([pictured[number] for number in range(3)])
 
     def draw(module: Any, path: Path) -> None:
@@ -132,6 +134,7 @@ def pretrain(
         recipe=identity,
         validate=validation if batches else None,
         panels=draw,
+        observe=observer(seen, pictured if has_validation else None, config.batch),
     )
 
 
