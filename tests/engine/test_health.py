@@ -71,7 +71,9 @@ def looks(monitor: Monitor, **values: list[float]) -> list[str]:
     """The alarms of a series of looks, every tenth step."""
     given = []
     for n, found in enumerate(zip(*values.values(), strict=True)):
-        for alarm in monitor.look(10 * n, {key.replace("__", "/"): value for key, value in zip(values, found, strict=True)}):
+        for alarm in monitor.look(
+            10 * n, {key.replace("__", "/"): value for key, value in zip(values, found, strict=True)}, {"half"}
+        ):
             given.append(f"{10 * n} {alarm.kind} {alarm.name}")
             assert health.ADVICE[alarm.kind] in str(alarm)
     return given

@@ -12,7 +12,7 @@ net may be alike, but they must not become more so.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,6 +82,7 @@ class Observation:
         predictions: name -> ((M, K) predictions, (M, K) targets, whether only their direction counts).
         labels: name -> N values (numbers or names, None where unknown) that a linear probe tries to read.
         fit: (N,) bool, rows that probes are fitted on; the others are read. No group is on both sides.
+        identify: names of the features that ought to tell groups apart; only these can be ``emptied``.
     """
 
     features: Mapping[str, Tensor]
@@ -90,6 +91,7 @@ class Observation:
     predictions: Mapping[str, tuple[Tensor, Tensor, bool]] = field(default_factory=dict)
     labels: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     fit: Tensor | None = None
+    identify: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def probe(seen: Observation) -> dict[str, float]:
     """
     import numpy as np
     from sklearn.linear_model import RidgeClassifierCV, RidgeCV
-    from sklearn.metrics import balanced_accuracy_score, r2_score
+    from sklearn.metrics import r2_score, recall_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -228,7 +230,10 @@ def probe(seen: Observation) -> dict[str, float]:
             kind = float if numbers else str
             model.fit(values[fit], truth[fit].astype(kind))
             guess, wanted = model.predict(values[rest]), truth[rest].astype(kind)
-            score = max(-1.0, float(r2_score(wanted, guess))) if numbers else float(balanced_accuracy_score(wanted, guess))
+            if numbers:
+                score = max(-1.0, float(r2_score(wanted, guess)))
+            else:  # the mean recall of the classes that occur
+                score = float(recall_score(wanted, guess, labels=np.unique(wanted), average="macro", zero_division=0.0))
             found[f"{name}/{label}"] = score
     return found
 
@@ -257,22 +262,30 @@ class Monitor:
             "lr_scale": self.lr_scale, "healthy": self.healthy,
         }  # fmt: skip
 
-    def look(self, step: int, found: Mapping[str, float], *, directions: bool = True) -> list[Alarm]:
-        """The alarms that are due after a look: those that held for ``patience`` looks and were not given before."""
+    def look(self, step: int, found: Mapping[str, float], identify: Collection[str] = ()) -> list[Alarm]:
+        """The alarms that are due after a look: those that held for ``patience`` looks and were not given before.
+
+        Args:
+            step: steps done.
+            found: of :func:`measure`.
+            identify: of the observation.
+        """
         if not self.first:
             self.first = dict(found)
-        wrong = {f"{alarm.kind} {alarm.name}": alarm for alarm in self._wrong(step, found)}
+        wrong = {f"{alarm.kind} {alarm.name}": alarm for alarm in self._wrong(step, found, identify)}
         self.counts = {key: self.counts.get(key, 0) + 1 for key in wrong}
         self.healthy = not wrong
         due = [alarm for key, alarm in wrong.items() if self.counts[key] >= self.config.patience and key not in self.given]
         self.given += [f"{alarm.kind} {alarm.name}" for alarm in due]
         return due
 
-    def _wrong(self, step: int, found: Mapping[str, float]) -> list[Alarm]:
+    def _wrong(self, step: int, found: Mapping[str, float], identify: Collection[str]) -> list[Alarm]:
         c, alarms = self.config, []
         for key, value in found.items():
             name, _, what = key.rpartition("/")
             first = self.first.get(key, value)
+            if what in ("spread", "between_posterior") and name not in identify:
+                continue
             if what == "std" and not value >= c.min_std:
                 alarms.append(Alarm("collapse", name, value, c.min_std))
             elif what == "rank" and not value >= max(1.05, c.min_share * first):

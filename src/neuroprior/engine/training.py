@@ -393,7 +393,7 @@ class _Loop(lightning.LightningModule):
         start = time.perf_counter()
         seen = self._seen()
         found = measure(seen)
-        due = self.monitor.look(self.step, found)
+        due = self.monitor.look(self.step, found, seen.identify)
         if self.trainer.is_global_zero:
             events.append(self.run / "events.jsonl", [{"event": "health", "step": self.step, **found}])
             for name, value in found.items():

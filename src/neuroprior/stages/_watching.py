@@ -78,7 +78,7 @@ def observer(fit: PairDataset, read: PairDataset | None, batch: int) -> Callable
         return Observation(
             {name: torch.cat(rows) for name, rows in features.items()}, groups,
             posterior={name: sum(values) / len(values) for name, values in variances.items()}, predictions=predictions,
-            labels=labels, fit=torch.tensor(fitted) if sides[1][0] else None,
+            labels=labels, fit=torch.tensor(fitted) if sides[1][0] else None, identify=frozenset({"anatomy"}),
         )  # fmt: skip
 
     return observe

