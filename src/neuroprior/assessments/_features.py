@@ -104,7 +104,9 @@ class Scans:
                 next_step="give splits that are disjoint by subject",
             )  # fmt: skip
         if self.fit.all():
-            raise InputError("there is no scan to evaluate on", expected="scans that are not fitted on", got=f"{n} of {n} fitted on")
+            raise InputError(
+                "there is no scan to evaluate on", expected="scans that are not fitted on", got=f"{n} of {n} fitted on"
+            )
 
     @classmethod
     def of(
@@ -613,7 +615,9 @@ def _pool(m: Tensor, net: nn.Module, box: Sequence[int], parts: int, *, largest:
         cover = np.minimum(bounds[1:, None], starts + stride) - np.maximum(bounds[:-1, None], starts)
         cover = np.maximum(cover, 0)  # (parts, places), voxels that a cell and a place share
         if largest:
-            m = torch.stack([m.index_select(axis, torch.from_numpy(np.flatnonzero(row)).to(m.device)).amax(axis) for row in cover], axis)
+            m = torch.stack(
+                [m.index_select(axis, torch.from_numpy(np.flatnonzero(row)).to(m.device)).amax(axis) for row in cover], axis
+            )
         else:
             weights = torch.from_numpy(cover / cover.sum(1, keepdims=True)).to(m.device, m.dtype)
             m = torch.tensordot(m, weights, dims=([axis], [1])).movedim(-1, axis)

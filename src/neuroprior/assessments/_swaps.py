@@ -65,9 +65,7 @@ def swap(model: str, net: nn.Module, views: Views, *, limit: int = 96, picture: 
         net.train(was_training)
 
 
-def _swap(
-    model: str, net: nn.Module, views: Views, rows: np.ndarray, device: torch.device, picture: Path | None
-) -> Swaps:
+def _swap(model: str, net: nn.Module, views: Views, rows: np.ndarray, device: torch.device, picture: Path | None) -> Swaps:
     errors = np.full((3, len(rows)), np.nan)
     shown: dict[str, list[np.ndarray]] = {}
     partners = [_partners(views, int(row)) for row in rows]

@@ -159,9 +159,7 @@ def assess_nets(
     return replace(made, facts={**made.facts, **facts})
 
 
-def assess(
-    features: Sequence[Features], scans: Scans, config: Config | None = None, swaps: Sequence[Swaps] = ()
-) -> Assessment:
+def assess(features: Sequence[Features], scans: Scans, config: Config | None = None, swaps: Sequence[Swaps] = ()) -> Assessment:
     """Assess features that are there already.
 
     Args:
@@ -340,7 +338,9 @@ def _who(table: _Table, found: Features) -> None:
             asked = identity.retrieve(similarity, scans, rows, kind)
             if asked.rows.size == 0:
                 if kind == "contrasts":  # the others are simply not in this store
-                    table.add(found.model, target, metrics[0], found.half, pooling, None, note="no two scans of a session to compare")
+                    table.add(
+                        found.model, target, metrics[0], found.half, pooling, None, note="no two scans of a session to compare"
+                    )
                 continue
             chances = (np.mean(1 / asked.gallery), np.mean((asked.gallery + 1) / 2))
             for metric, each, chance in zip(metrics, (asked.top1, asked.rank), chances, strict=True):
@@ -473,7 +473,15 @@ def _lesions(table: _Table, found: Features) -> None:
         ):  # fmt: skip
             statistic = _auroc(table, guess, strata)
             table.add(
-                found.model, "lesion", metric, found.half, place, statistic, n=len(guess.truth), note=f"{text}; {note}", subjects=seen
+                found.model,
+                "lesion",
+                metric,
+                found.half,
+                place,
+                statistic,
+                n=len(guess.truth),
+                note=f"{text}; {note}",
+                subjects=seen,
             )
 
 
@@ -512,7 +520,9 @@ def _swapped(table: _Table, found: Swaps) -> None:
     if found.reason:
         table.add(found.model, "reconstruction", "swap_mae", "own anatomy", "swaps", None, note=found.reason)
         return
-    rows = np.searchsorted(table.scans.cases.astype(str), found.cases.astype(str), sorter=np.argsort(table.scans.cases.astype(str)))
+    rows = np.searchsorted(
+        table.scans.cases.astype(str), found.cases.astype(str), sorter=np.argsort(table.scans.cases.astype(str))
+    )
     rows = np.argsort(table.scans.cases.astype(str))[rows]
     named = {"own anatomy": found.own, "other contrast's anatomy": found.other, "wrong subject's anatomy": found.wrong}
     for region, errors in named.items():
@@ -631,7 +641,9 @@ def read(path: Path) -> Assessment:
     table = pq.read_table(path)
     facts = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
     if facts.get("assessment") != TASK:
-        raise ArtifactError("this table holds no probes", file=path, expected="made by neuroprior probe", got=facts.get("artifact"))
+        raise ArtifactError(
+            "this table holds no probes", file=path, expected="made by neuroprior probe", got=facts.get("artifact")
+        )
     rows = [{k: None if v != v else v for k, v in row.items()} for row in table.to_pandas().to_dict("records")]
     with np.load(draws_file(path)) as file:
         keys, draws, subjects = file["keys"].tolist(), file["draws"], file["subjects"].tolist()

@@ -107,8 +107,13 @@ def _probes(path: Path, frame: Any, note: dict[str, Any]) -> dict[str, Any]:
         rows = []
         for (model, half), cells in part.groupby(["model", "region"], sort=False):
             found = {(row["target"], row["metric"]): row for row in cells.to_dict("records")}
-            shown = [{"text": _cell(found[pair]), "note": found[pair]["note"]} if pair in found else {"text": "", "note": ""} for pair in here]
-            rows.append({"model": model, "half": half, "cells": shown, "floor": model in ("outline", "raw_pixels", "random_weights")})
+            shown = [
+                {"text": _cell(found[pair]), "note": found[pair]["note"]} if pair in found else {"text": "", "note": ""}
+                for pair in here
+            ]
+            rows.append(
+                {"model": model, "half": half, "cells": shown, "floor": model in ("outline", "raw_pixels", "random_weights")}
+            )
         blocks.append({
             "condition": condition, "rows": rows,
             "heads": [f"{target}: {metric}".replace("_", " ") for target, metric in here],
