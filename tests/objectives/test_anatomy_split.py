@@ -72,7 +72,7 @@ def pool(x: np.ndarray) -> np.ndarray:
 def test_every_term_equals_numpy(net: Any, distance: Any, centre: Any, both: bool) -> None:
     config = anatomy_split.Config(block=8, dimension=7, distance=distance, centre=centre, both=both)
     torch.manual_seed(1)
-    objective = anatomy_split.build(net, config).train()
+    objective: Any = anatomy_split.build(net, config).train()
     data = batch()
     got = objective(data, epoch=0.0, seed=2)
     names = "ab" if both else "a"
@@ -112,7 +112,7 @@ def test_every_term_equals_numpy(net: Any, distance: Any, centre: Any, both: boo
 
 
 def test_the_heads_have_the_published_widths(net: Any) -> None:
-    objective = anatomy_split.build(net, anatomy_split.Config(dimension=102))
+    objective: Any = anatomy_split.build(net, anatomy_split.Config(dimension=102))
     widths = [layer.weight.shape for layer in objective.anatomy_head.mlp if isinstance(layer, nn.Linear)]
     assert widths == [(128, 80), (256, 128), (102, 256)]  # 10 channels x 2^3 = 80, next power of two 128
     kinds = [type(layer).__name__ for layer in objective.anatomy_head.mlp]
@@ -122,7 +122,7 @@ def test_the_heads_have_the_published_widths(net: Any) -> None:
 def gradient_at_code(net: Any, config: anatomy_split.Config, data: PairBatch) -> Tensor:
     """The gradient of a loss at the split code, (channels,) of absolute sums; decoder included."""
     torch.manual_seed(1)
-    objective = anatomy_split.build(net, config)
+    objective: Any = anatomy_split.build(net, config)
     kept: list[Tensor] = []
     encode = net.encode
 
@@ -172,7 +172,7 @@ def test_gradients_reach_exactly_the_channels_they_should(net: Any, weights: dic
 
 def test_a_batch_where_nobody_has_a_label_is_no_error(net: Any) -> None:
     data = batch(has=[False, False, False], health=[-1, -1, -1])
-    objective = anatomy_split.build(net, anatomy_split.Config(block=8, dimension=7))
+    objective: Any = anatomy_split.build(net, anatomy_split.Config(block=8, dimension=7))
     got = objective(data, epoch=0.0, seed=0)
     assert float(got["anatomy"]) == 0.0
     assert float(got["pathology"]) == 0.0
@@ -193,13 +193,15 @@ def test_label_shares_are_counts(net: Any) -> None:
 
 
 def test_the_map_term_equals_numpy(net: Any) -> None:
-    objective = anatomy_split.build(net, only(anatomy=1.0, target="map", map_labels=(1, 3)))
+    objective: Any = anatomy_split.build(net, only(anatomy=1.0, target="map", map_labels=(1, 3)))
     data = batch()
     got = float(objective(data, epoch=0.0, seed=0)["anatomy"])
     hidden = torch.cat([block_mask(data["sample"], SIZE, 8, 0.75, seed=0, purpose=f"mask {name}") for name in "ab"])
     code = net.encode(torch.cat([data["image_a"], data["image_b"]]), hidden=hidden)
     logits = objective.anatomy_head(code.anatomy).detach().numpy()
     log_share = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert "label_a" in data
+    assert "label_b" in data
     maps = np.concatenate([data["label_a"].numpy(), data["label_b"].numpy()])
     each = []
     for k in (0, 1, 3, 4):  # the third subject has no map

@@ -200,7 +200,7 @@ def _perceptron(features: np.ndarray, a: np.ndarray, b: np.ndarray, truth: np.nd
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of epochs is what is asked for
-        return net.fit(x / scale, truth).predict(y / scale)
+        return np.asarray(net.fit(x / scale, truth).predict(y / scale))
 
 
 def regress(

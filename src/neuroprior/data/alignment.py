@@ -131,8 +131,8 @@ def rigid(a: np.ndarray, affine_a: np.ndarray, b: np.ndarray, affine_b: np.ndarr
         raise ConfigError(
             "aligning scans needs dipy", next_step="pip install 'neuroprior[atlas]', or set data.misaligned=skip"
         ) from None
-    _, transform = affine_registration(
+    found = affine_registration(
         b.astype(np.float64), a.astype(np.float64), moving_affine=affine_b, static_affine=affine_a, nbins=32, metric="MI",
         pipeline=["center_of_mass", "translation", "rigid"], level_iters=[200, 50, 10], sigmas=[3.0, 1.0, 0.0], factors=[4, 2, 1],
     )  # fmt: skip
-    return np.asarray(transform)
+    return np.asarray(found[1])

@@ -99,6 +99,7 @@ class AnatomySplit(nn.Module):
         if n.contrast_channels == 0:
             raise ValueError("anatomy_split needs a net with a split: set net.split=channels (the paper's) or variational")
         self.net, self.config = net, config
+        self.code_stride: int = n.stage_strides[-1]
         self.pathology_channels = round(config.pathology_share * (n.anatomy_channels + n.contrast_channels))
         if config.pathology and self.pathology_channels > n.contrast_channels:
             raise ValueError(
@@ -181,7 +182,7 @@ class AnatomySplit(nn.Module):
             has = torch.cat([batch["has_label"]] * copies).to(device)
             maps = torch.cat([label for label in found if label is not None]).to(device)
             logits = self.predict_anatomy(code)
-            share = label_shares(maps, c.map_labels, self.net.stage_strides[-1])
+            share = label_shares(maps, c.map_labels, self.code_stride)
             each = -(share * functional.log_softmax(logits.float(), 1)).sum(1)
             seen = torch.ones_like(each) if code.visible is None else code.visible[:, 0].to(each.dtype)
             each = (each * seen).sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)

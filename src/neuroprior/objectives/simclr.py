@@ -11,6 +11,7 @@ reconstructed, so the decoder learns nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -47,8 +48,8 @@ class SimCLR(nn.Module):
     def __init__(self, net: nn.Module, config: Config) -> None:
         super().__init__()
         self.net, self.config = net, config
-        width = net.anatomy_channels + net.contrast_channels
-        assert isinstance(width, int)
+        n: Any = net
+        width: int = n.anatomy_channels + n.contrast_channels
         self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.projection))
 
     def forward(self, batch: PairBatch, *, epoch: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
