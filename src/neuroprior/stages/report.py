@@ -258,8 +258,15 @@ def _run(folder: Path) -> dict[str, Any]:
         facts.append(
             ("last validation", ", ".join(f"{k} {_number(v)}" for k, v in validation[-1].items() if k not in ("event", "step")))
         )
+    read = [e for e in events if e["event"] == "probe"]
+    if read:
+        facts.append(
+            ("last linear probes", ", ".join(f"{k} {_number(v)}" for k, v in read[-1].items() if k not in ("event", "step")))
+        )
     return {
-        "name": folder.name, "facts": facts, "curves": figures.curves(events),
+        "name": folder.name, "facts": facts, "curves": figures.curves(events), "health": figures.health(events),
+        "alarms": [event for event in events if event["event"] == "alarm"],
+        "rollbacks": [event for event in events if event["event"] == "rollback"],
         "panels": figures.embed(panels[-1]) if panels else None, "panels_title": panels[-1].stem if panels else "",
         "ledger": _ledger(ledger), "recipe": (folder / "recipe.yaml").read_text(encoding="utf-8"),
         "environment": json.dumps(artifacts.read_json(folder / "environment.json"), indent=1),
