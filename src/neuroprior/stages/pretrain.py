@@ -44,11 +44,11 @@ def pretrain(
     from ..data.loading import make_loader
     from ..data.pairs import PairDataset, collate_pairs
     from ..data.store import Store
+    from ..data.watching import observer
     from ..engine import panels
     from ..engine.training import train
     from ..inference import model as models
     from ..objectives._recipe import read_recipe
-    from ._watching import observer
 
     settings = read_recipe(recipe, set or [])
     opened = Store.open(store)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..data.pairs import PairDataset
-    from ..data.records import PairBatch
     from ..engine.health import Observation
+    from .pairs import PairDataset
+    from .records import PairBatch
 
 FIT, READ = 24, 24
 """Most pairs that the online probes are fitted on, and that they read."""
@@ -25,7 +25,7 @@ def observer(fit: PairDataset, read: PairDataset | None, batch: int) -> Callable
     """
     import torch
 
-    from ..data.pairs import collate_pairs
+    from .pairs import collate_pairs
 
     def batches(dataset: PairDataset | None, most: int) -> list[PairBatch]:
         if dataset is None:
