@@ -122,10 +122,10 @@ def write_report(out: Path, path: Path) -> Path:
     lines = [
         "# Priors: which pretraining puts what into which half", "",
         "Made by `python benchmarks/priors/study.py`; the rows are in `rows.py`. Synthetic heads at "
-        f"{scale['spacing']:g} mm, {scale['pre']} subjects for pretraining (T1w, T2w, FLAIR, one scanner each), boxes of {scale['patch']}^3 "
+        f"{scale['spacing']:g} mm, {scale['pre']} subjects for pretraining (T1w, T2w, FLAIR, one scanner each), boxes of {' x '.join(map(str, scale['patch']))} "
         f"voxels, batches of {scale['batch']} pairs, {facts['steps']} steps for every row. Probes: {scale['travelling']} other subjects, each "
         "scanned on four scanners; fitted on 40 % of them, the weights of `ours` chosen on 20 %, the table of the other 40 % "
-        f"(split {facts['split']}). Only voxels inside the head are seen, each scan's box is shifted by up to 4 mm. Intervals: 95 %, bootstrap over "
+        f"(split {facts['split']}). A box of the same size in the middle of the head is seen, each scan's shifted by up to 4 mm along each axis by a draw of its own; what is left of the outline in it is the row `outline`. Intervals: 95 %, bootstrap over "
         "subjects, pooled over seeds.", "",
         "## Disentanglement", "", *disentanglement_table(out, facts["split"]),
         "## From 16 cases", "", f"{facts['few_steps']} steps of fine-tuning, {scale['few']} subjects of a third family.", "", *few_table(out), "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 NET = {"name": "unet", "features": [8, 16, 32, 64], "convolutions": 1}
-"""The toy net of every convolutional row: code of 64 channels on a grid of 3^3 for a box of 24^3 voxels."""
+"""The toy net of every convolutional row: code of 64 channels on a grid of 2 x 3 x 2 for a box of 16 x 24 x 16 voxels."""
 CHANNELS = NET | {"split": "channels"}
 VARIATIONAL = NET | {"split": "variational", "latent": 32}
 WHOLE = NET | {"split": "none"}
@@ -52,7 +52,7 @@ ROWS: dict[str, dict[str, Any]] = {
 SPLIT_ROWS = tuple(name for name in ROWS if name.startswith(("cross", "split", "ours")))
 
 
-def recipe(row: str, *, steps: int, batch: int, patch: int, lr: float) -> dict[str, Any]:
+def recipe(row: str, *, steps: int, batch: int, patch: list[int], lr: float) -> dict[str, Any]:
     """The full recipe of a row."""
     parts = ROWS[row]
     return {

@@ -1,6 +1,6 @@
 """The study of priors: which pretraining puts what into which half, and whether it helps from few labels.
 
-Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 300] [--jobs 2] [--gpu]
+Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 500] [--jobs 2] [--gpu]
 
 Makes its own data (synthetic heads at 4 mm; truth known), pretrains every row with every seed for the same number of steps on
 the same data, asks each frozen net what its halves tell (``disentanglement``), fine-tunes each on 16 cases of three tasks
@@ -37,8 +37,8 @@ HERE = Path(__file__).resolve().parent
 logger = logging.getLogger("study")
 
 SCALES = {
-    "toy": {"pre": 300, "travelling": 150, "few": 96, "spacing": 4.0, "patch": 24, "batch": 12, "lr": 2e-3},
-    "gpu": {"pre": 1000, "travelling": 300, "few": 200, "spacing": 2.0, "patch": 64, "batch": 16, "lr": 1e-3},
+    "toy": {"pre": 300, "travelling": 150, "few": 96, "spacing": 4.0, "patch": [16, 24, 16], "batch": 12, "lr": 2e-3},
+    "gpu": {"pre": 1000, "travelling": 300, "few": 200, "spacing": 2.0, "patch": [32, 48, 32], "batch": 16, "lr": 1e-3},
 }
 """Subjects of each family and the size of the runs."""
 FEW = (
@@ -103,7 +103,7 @@ def pretrain_row(out: Path, row: str, seed: int, settings: dict[str, Any]) -> st
     return f"{row}-{seed}: {ledger.get('wall_seconds', float('nan')):.0f} s"
 
 
-def probe_seed(out: Path, rows: list[str], seed: int, split: str) -> None:
+def probe_seed(out: Path, rows: list[str], seed: int, split: str, patch: list[int]) -> str:
     """Assess the nets of one seed that are not assessed yet; the trivial rows once a seed."""
     store = Store.open(out / "data" / "travelling_store")
     folder = out / "probes"
@@ -112,7 +112,7 @@ def probe_seed(out: Path, rows: list[str], seed: int, split: str) -> None:
         "misalignment_mm": 4.0,
         "margin_mm": 0.0,
         "seed": seed,
-    }  # the heads are stripped: no scalp to stay away from
+    }
     config = dis.Config.model_validate({"views": views, "probes": {}, "swaps": 48, "seed": 0})
     for row in rows:
         table = folder / f"{split}-{row}-{seed}.parquet"
@@ -135,6 +135,7 @@ def probe_seed(out: Path, rows: list[str], seed: int, split: str) -> None:
 
         draws = {key: value for key, value in found.draws.items() if key[0] != "drop"}
         dis.write(replace(found, scores=tuple(kept), draws=draws), table)
+    return f"probes of seed {seed}"
 
 
 def few_shot(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
@@ -151,7 +152,7 @@ def few_shot(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
         source = "scratch" if row == "scratch" else str(out / "runs" / f"{row}-{seed}")
         neuroprior.finetune(
             store, source, task, target, contrasts=contrasts, out=run, recipe=str(out / "recipes" / "ours.yaml"), seed=seed,
-            set=[f"training.steps={settings['few_steps']}", f"data.patch={settings['patch'] + 8}"],
+            set=[f"training.steps={settings['few_steps']}", f"data.patch={2 * settings['patch'][0]}"],
         )  # fmt: skip
         neuroprior.predict(run, [str(index)], out=out / "few" / f"{name}-{row}-{seed}-predictions", split="test")
         neuroprior.evaluate(out / "few" / f"{name}-{row}-{seed}-predictions", index, out=scores, name=row)
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/priors"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--few-steps", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="larger families, boxes and batches, one run at a time")
@@ -203,7 +204,7 @@ def main() -> None:
     if "pretrain" in given.parts:  # seed by seed, so that a cut-off study has whole seeds
         run_all(jobs, [(pretrain_row, out, row, seed, settings) for seed in given.seeds for row in given.rows])
     if "probe" in given.parts:
-        run_all(jobs, [(probe_seed, out, given.rows, seed, given.split) for seed in given.seeds])
+        run_all(jobs, [(probe_seed, out, given.rows, seed, given.split, scale["patch"]) for seed in given.seeds])
     if "few" in given.parts:
         run_all(jobs, [(few_shot, out, row, seed, settings) for seed in given.seeds for row in ("scratch", *given.rows)])
     if "report" in given.parts:
