@@ -219,7 +219,7 @@ def _in_folder(scans: Sequence[Scan], folder: Path) -> dict[str, str]:
         name = stem(scan.path)
         trunk = name.rsplit("_", 1)[0]  # of a T1w, a map may bear the name without the contrast
         own = [path for path in maps if stem(path) == name or stem(path).startswith(f"{name}_")]
-        own = own or [path for path in maps if stem(path).startswith(f"{trunk}_") and stem(path).endswith("dseg")]
+        own = own or [path for path in maps if _of_session(stem(path), trunk)]
         if len(own) > 1:
             raise ConfigError(
                 "several label maps bear a scan's name", file=folder, got=f"{scan.scan}: {', '.join(path.name for path in own[:4])}",
@@ -227,3 +227,11 @@ def _in_folder(scans: Sequence[Scan], folder: Path) -> dict[str, str]:
             )  # fmt: skip
         chosen.update((scan.scan, str(path)) for path in own)
     return chosen
+
+
+def _of_session(name: str, trunk: str) -> bool:
+    """Whether a map is a session's own: ``sub-01_ses-1_desc-x_dseg`` is that of ``sub-01_ses-1``, but not of ``sub-01``."""
+    if not name.startswith(f"{trunk}_"):
+        return False
+    *entities, suffix = name[len(trunk) + 1 :].split("_")
+    return suffix == "dseg" and all("-" in entity and not entity.startswith("ses-") for entity in entities)
