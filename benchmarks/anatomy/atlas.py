@@ -51,7 +51,9 @@ def turned_copy(path: Path, out: Path, enlarged: float) -> Path:
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_euler("xyz", TURN_DEGREES, degrees=True).as_matrix()
     turn[:3, 3] = centre - turn[:3, :3] @ centre
-    voxels = np.maximum(resample(Volume(volume.voxels, turn @ volume.affine), Grid(grid.shape, grid.affine), order=3), 0) * BRIGHTER
+    voxels = (
+        np.maximum(resample(Volume(volume.voxels, turn @ volume.affine), Grid(grid.shape, grid.affine), order=3), 0) * BRIGHTER
+    )
     affine = grid.affine.copy()
     affine[:3, :3] *= enlarged
     nibabel.save(nibabel.Nifti1Image(voxels.astype(np.float32), affine), out)
@@ -98,9 +100,14 @@ def report(found: dict[tuple[str, str], dict[str, Any]], scans: dict[str, Path],
              "agreement": ours["agreement"], "seconds": ours["seconds"]}
         )  # fmt: skip
     table = pd.DataFrame(rows).set_index("subject")
-    r = {tissue: np.corrcoef(table[tissue], table[f"DLMUSE {tissue} ({code})"])[0, 1] for tissue, code in (("grey", 601), ("white", 604))}
+    r = {
+        tissue: np.corrcoef(table[tissue], table[f"DLMUSE {tissue} ({code})"])[0, 1]
+        for tissue, code in (("grey", 601), ("white", 604))
+    }
     share = {
-        tissue: np.corrcoef(table[tissue] / table["brain"], table[f"DLMUSE {tissue} ({code})"] / table["DLMUSE brain (701)"])[0, 1]
+        tissue: np.corrcoef(table[tissue] / table["brain"], table[f"DLMUSE {tissue} ({code})"] / table["DLMUSE brain (701)"])[
+            0, 1
+        ]
         for tissue, code in (("grey", 601), ("white", 604))
     }
     tissue_ratio = (table["grey"] + table["white"]) / (table["DLMUSE grey (601)"] + table["DLMUSE white (604)"])
@@ -110,7 +117,8 @@ def report(found: dict[tuple[str, str], dict[str, Any]], scans: dict[str, Path],
             scale = ENLARGED**3 if "enlarged" in kind else 1.0
             first = found[name, "as it is"]
             copies.append(
-                {"subject": name, "copy": kind} | {key: 100 * (ours[key] / scale / first[key] - 1) for key in ("brain", "icv", "grey", "white", "csf")}
+                {"subject": name, "copy": kind}
+                | {key: 100 * (ours[key] / scale / first[key] - 1) for key in ("brain", "icv", "grey", "white", "csf")}
             )
     contrasts = [
         {"subject": name, "contrast": kind, **({key: ours[key] for key in ("brain", "grey", "white", "csf", "agreement", "filled")} if "reason" not in ours

@@ -135,7 +135,9 @@ def find(scans: Sequence[Scan], files: Path | None, config: Config) -> list[Cand
         ConfigError: ``files`` was given: this source reads no tool's results.
     """
     if files is not None:
-        raise ConfigError("the source 'atlas' measures the scans themselves", got=f"--files {files}", next_step="leave --files out")
+        raise ConfigError(
+            "the source 'atlas' measures the scans themselves", got=f"--files {files}", next_step="leave --files out"
+        )
     if util.find_spec("dipy") is None:
         raise MissingDependency("the source 'atlas' needs dipy", next_step="pip install 'neuroprior[atlas]'")
     return [candidate(scan, scan.path, inputs=(scan.path,)) for scan in scans]
@@ -255,7 +257,8 @@ def register(volume: Volume, config: Config) -> Registered:
     solver.verbosity = 0
     warp = solver.optimize(model.t1, moving, static_grid2world=model.affine, moving_grid2world=volume.affine, prealign=affine)
     grey, white, brain = (
-        np.clip(np.asarray(warp.transform_inverse(part), dtype=np.float32), 0, 1) for part in (model.grey, model.white, model.brain)
+        np.clip(np.asarray(warp.transform_inverse(part), dtype=np.float32), 0, 1)
+        for part in (model.grey, model.white, model.brain)
     )
     regions = np.asarray(warp.transform_inverse(model.regions.astype(np.float32), interpolation="nearest")).astype(np.int16)
     return Registered(grey, white, brain, _spread(regions, brain), affine, shared)
@@ -324,7 +327,9 @@ class _MutualInformation:
         column = values.astype(int)
         share = values - column
         size = self.BINS * (self.BINS + 1)
-        joint = np.bincount(self.row + column, 1 - share, minlength=size) + np.bincount(self.row + column + 1, share, minlength=size)
+        joint = np.bincount(self.row + column, 1 - share, minlength=size) + np.bincount(
+            self.row + column + 1, share, minlength=size
+        )
         joint = joint.reshape(self.BINS, self.BINS + 1) / joint.sum()
         return -(_entropy(joint.sum(0)) + _entropy(joint.sum(1))) / _entropy(joint)
 
@@ -361,7 +366,9 @@ def _pose(volume: Volume, anchor: np.ndarray) -> tuple[np.ndarray, float]:
     coarse = _MutualInformation(volume, 8.0)
     starts = [
         np.array([0, y, z, pitch, roll, 0, scale])
-        for pitch, roll, z, y, scale in product((-30, -15, 0, 15, 30), (-15, 0, 15), (-30, -15, 0, 15), (-15, 0, 15), (-0.15, -0.05))
+        for pitch, roll, z, y, scale in product(
+            (-30, -15, 0, 15, 30), (-15, 0, 15), (-30, -15, 0, 15), (-15, 0, 15), (-0.15, -0.05)
+        )
     ]
     starts.sort(key=lambda pose: coarse(_matrix(pose, anchor)))
     refined = [_descend(coarse, pose, anchor, 4, 0.05) for pose in starts[:6]]
@@ -426,14 +433,19 @@ def classify(values: np.ndarray, registered: Registered, config: Config) -> np.n
         [np.average(flat, weights=prior[k]) for k in range(3)] + [np.quantile(outside, q) for q in np.linspace(0.1, 0.9, others)]
     )
     variances = np.array(
-        [np.average((flat - means[k]) ** 2, weights=np.where(prior[k] > 0.5, prior[k], 1e-9)) for k in range(3)] + [(spread / 3) ** 2] * others
+        [np.average((flat - means[k]) ** 2, weights=np.where(prior[k] > 0.5, prior[k], 1e-9)) for k in range(3)]
+        + [(spread / 3) ** 2] * others
     )
     weights = np.array([1.0, 1.0, 1.0] + [1 / others] * others)
     place = np.zeros(values.shape)
     shares = prior
     for step in range(rounds):
         classes = [min(k, 3) for k in range(3 + others)]
-        logs = np.log(prior[classes]) - (flat - means[:, None]) ** 2 / (2 * variances[:, None]) + np.log(weights / np.sqrt(variances))[:, None]
+        logs = (
+            np.log(prior[classes])
+            - (flat - means[:, None]) ** 2 / (2 * variances[:, None])
+            + np.log(weights / np.sqrt(variances))[:, None]
+        )
         if step > 5 and config.smoothness > 0:
             logs += config.smoothness * _neighbours(shares, domain, place)[classes]
         logs -= logs.max(0)

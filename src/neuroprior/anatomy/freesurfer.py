@@ -159,7 +159,9 @@ def read_stats(path: Path) -> Stats:
             elif words[:1] == ["TableCol"] and words[2:3] == ["Units"]:
                 units[last] = " ".join(words[3:])
         except (ValueError, IndexError, KeyError):
-            raise InputError("a line of the statistics cannot be read", file=path, got=f"line {number}: {line.strip()[:60]}") from None
+            raise InputError(
+                "a line of the statistics cannot be read", file=path, got=f"line {number}: {line.strip()[:60]}"
+            ) from None
     column = "Volume_mm3" if "Volume_mm3" in columns else "GrayVol"
     if not structures or "StructName" not in columns or column not in columns:
         raise InputError(

@@ -139,7 +139,10 @@ def read_names(path: Path) -> dict[int, str]:
             lower = {str(column).strip().casefold(): column for column in table.columns}
             if "index" not in lower or "name" not in lower:
                 raise InputError(
-                    "the table of label names lacks a column", file=path, expected="index, name", got=", ".join(map(str, table.columns))
+                    "the table of label names lacks a column",
+                    file=path,
+                    expected="index, name",
+                    got=", ".join(map(str, table.columns)),
                 )
             pairs = list(zip(table[lower["index"]], table[lower["name"]], strict=True))
     except (OSError, ValueError, AttributeError) as error:
@@ -199,9 +202,12 @@ def _in_index(scans: Sequence[Scan], config: Config) -> dict[str, str]:
         maps = {name: path for name, path in scan.labels.items() if stem(path).endswith("dseg")}
         if len(maps) > 1:
             raise ConfigError(
-                "a scan has several label maps", got=f"{scan.scan}: {', '.join(sorted(maps))}", next_step="choose one: --set label=NAME"
+                "a scan has several label maps",
+                got=f"{scan.scan}: {', '.join(sorted(maps))}",
+                next_step="choose one: --set label=NAME",
             )
-        chosen |= {scan.scan: path for path in maps.values()}
+        if maps:
+            (chosen[scan.scan],) = maps.values()
     return chosen
 
 
@@ -220,7 +226,8 @@ def _in_folder(scans: Sequence[Scan], folder: Path) -> dict[str, str]:
                 "several label maps bear a scan's name", file=folder, got=f"{scan.scan}: {', '.join(path.name for path in own[:4])}",
                 next_step="keep one map a scan in the folder",
             )  # fmt: skip
-        chosen |= {scan.scan: str(path) for path in own}
+        if own:
+            chosen[scan.scan] = str(own[0])
     return chosen
 
 

@@ -140,7 +140,9 @@ def _whole(row: Mapping[str, Any]) -> float:
 def choose(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows with ``used`` set: of each subject's ``ok`` rows the one of the preferred contrast, and of those the first session."""
     chosen: dict[str, int] = {}
-    order = sorted(range(len(rows)), key=lambda i: (rank(rows[i]["contrast"], rows[i]["contrast_raw"]), rows[i]["session"], rows[i]["scan"]))
+    order = sorted(
+        range(len(rows)), key=lambda i: (rank(rows[i]["contrast"], rows[i]["contrast_raw"]), rows[i]["session"], rows[i]["scan"])
+    )
     for i in order:
         if rows[i]["status"] == OK:
             chosen.setdefault(rows[i]["subject"], i)
@@ -173,7 +175,16 @@ def write_anatomy(rows: Sequence[Mapping[str, Any]], path: str | Path, note: Map
     numbers = {"icv_ml", *(f"{REGION}{name}" for name in regions)}
     schema = pa.schema(
         [
-            pa.field(name, pa.float64() if name in numbers else pa.bool_() if name == "used" else pa.list_(pa.string()) if name == "notes" else pa.string())
+            pa.field(
+                name,
+                pa.float64()
+                if name in numbers
+                else pa.bool_()
+                if name == "used"
+                else pa.list_(pa.string())
+                if name == "notes"
+                else pa.string(),
+            )
             for name in (*names, *(f"{REGION}{name}" for name in regions))
         ],
         metadata={"neuroprior": json.dumps({"artifact": "anatomy", "version": VERSION, "units": "ml", **note})},
@@ -191,7 +202,11 @@ def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ArtifactError("there is no table of anatomy", file=path, next_step="make one: neuroprior anatomy index.parquet --out anatomy.parquet")
+        raise ArtifactError(
+            "there is no table of anatomy",
+            file=path,
+            next_step="make one: neuroprior anatomy index.parquet --out anatomy.parquet",
+        )
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -207,7 +222,9 @@ def read_rows(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows = []
     for record in table.to_pylist():
         row = {name: value for name, value in record.items() if not name.startswith(REGION)}
-        row["volumes"] = {name.removeprefix(REGION): value for name, value in record.items() if name.startswith(REGION) and value is not None}
+        row["volumes"] = {
+            name.removeprefix(REGION): value for name, value in record.items() if name.startswith(REGION) and value is not None
+        }
         row["provenance"] = json.loads(row["provenance"])
         rows.append(row)
     return rows, note
@@ -267,7 +284,9 @@ class AnatomyTable:
         rows, note = read_rows(path)
         used = [row for row in rows if row["used"]]
         if not used:
-            raise InputError("no subject of the table has usable anatomy", file=path, next_step="read the reasons in its column 'reason'")
+            raise InputError(
+                "no subject of the table has usable anatomy", file=path, next_step="read the reasons in its column 'reason'"
+            )
         subjects = [row["subject"] for row in used]
         if len(set(subjects)) < len(subjects):
             double = next(name for name in subjects if subjects.count(name) > 1)
@@ -297,7 +316,9 @@ class AnatomyTable:
             raise ConfigError(f"unknown form of targets {form!r}", expected=", ".join(get_args(Form)))
         if form != "raw" and not np.isfinite(self.icv_ml).any():
             raise ConfigError(
-                f"targets as {form} need an intracranial volume", got=f"none in the table (source {self.source})", next_step="use raw"
+                f"targets as {form} need an intracranial volume",
+                got=f"none in the table (source {self.source})",
+                next_step="use raw",
             )
         wanted = set(fit)
         fitting = np.array([subject in wanted for subject in self.subjects])

@@ -43,7 +43,9 @@ class AnatomySummary:
     reasons: dict[str, int]
 
     def __str__(self) -> str:
-        lines = [f"{self.subjects} subjects with {self.regions} regional volumes ({self.source}), {self.without} without: {self.out}"]
+        lines = [
+            f"{self.subjects} subjects with {self.regions} regional volumes ({self.source}), {self.without} without: {self.out}"
+        ]
         lines.append(f"  scans: {self.ok} ok, {self.failed} failed, {self.missing} missing")
         if self.reused:
             lines.append(f"  {self.reused} rows kept from before")
@@ -118,7 +120,9 @@ def anatomy(
     reused = sum(candidate.status == OK for candidate in candidates) - len(todo)
     if dry_run:
         missing = sum(candidate.status == MISSING for candidate in candidates)
-        logger.info("dry run: %d scans, %d to measure, %d kept from before, %d missing", len(candidates), len(todo), reused, missing)
+        logger.info(
+            "dry run: %d scans, %d to measure, %d kept from before, %d missing", len(candidates), len(todo), reused, missing
+        )
         subjects = len({scan.subject for scan in scans})
         return AnatomySummary(out, source, 0, 0, missing, 0, subjects, 0, reused, None, {})
     if reused and todo:
@@ -148,9 +152,7 @@ def anatomy(
     )  # fmt: skip
 
 
-def measure_one(
-    i: int, source: str, candidate: Candidate, config: Any, sha256: str, parts: Path
-) -> tuple[int, dict[str, Any]]:
+def measure_one(i: int, source: str, candidate: Candidate, config: Any, sha256: str, parts: Path) -> tuple[int, dict[str, Any]]:
     """Measure one candidate and write what was found into ``parts``, so that an interrupted run keeps it.
 
     Args:
@@ -192,7 +194,9 @@ def _candidates(module: Any, scans: list[Any], files: Path | None, config: Any) 
     bad = {scan.scan: "; ".join(scan.reasons) for scan in scans if scan.status == BAD}
     found = module.find(scans, files, config)
     return [
-        replace(candidate, status=FAILED, reason=f"the index calls the scan bad: {bad[candidate.scan]}") if candidate.scan in bad else candidate
+        replace(candidate, status=FAILED, reason=f"the index calls the scan bad: {bad[candidate.scan]}")
+        if candidate.scan in bad
+        else candidate
         for candidate in found
     ]
 
@@ -212,12 +216,14 @@ def _inputs_sha256(candidate: Candidate, source: str, version: int, config: Any)
     files = []
     for path in candidate.inputs:
         try:
-            stat = os.stat(path)
+            stat = Path(path).stat()
             files.append([path, stat.st_size, stat.st_mtime_ns])
         except OSError:
             files.append([path, None, None])
     given = {name: repr(value) for name, value in candidate.given.items()}
-    return artifacts.sha256_json([source, version, config.model_dump(mode="json"), files, given, candidate.path, candidate.subject])
+    return artifacts.sha256_json(
+        [source, version, config.model_dump(mode="json"), files, given, candidate.path, candidate.subject]
+    )
 
 
 KEPT = ("volumes", "icv_ml", "provenance", "notes", "status", "reason")
