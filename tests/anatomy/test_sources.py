@@ -30,7 +30,9 @@ def test_label_maps_equal_dlmuse_for_all_thirty(real_data: Path) -> None:
     for candidate, scan in zip(found, bids.read(root), strict=True):
         theirs = oracle.loc[scan.columns["source_id"]]
         ours = labelmap.measure(candidate, config)
-        assert {code: round(ours.volumes_ml.get(code, 0.0) * 1000, 6) for code in singles} == {code: theirs[code] for code in singles}
+        assert {code: round(ours.volumes_ml.get(code, 0.0) * 1000, 6) for code in singles} == {
+            code: theirs[code] for code in singles
+        }
         assert ours.icv_ml is not None
         assert round(ours.icv_ml * 1000, 6) == theirs["702"]
 

@@ -59,7 +59,7 @@ def test_the_table_of_ixi_is_dlmuse(real_data: Path, tmp_path: Path) -> None:
         row, theirs = ours.loc[scan.scan], oracle.loc[scan.columns["source_id"]]
         assert [round(row[f"volume:{code}"] * 1000, 6) for code in singles] == list(theirs[singles])
         assert round(row["icv_ml"] * 1000, 6) == theirs["702"]
-    assert ours["used"].all()
+    assert list(ours["used"]) == [True] * 30
     note = json.loads(pq.read_schema(out).metadata[b"neuroprior"])
     assert {name: note[name] for name in ("artifact", "version", "units", "source")} == {
         "artifact": "anatomy", "version": 1, "units": "ml", "source": "labelmap"
@@ -69,7 +69,9 @@ def test_the_table_of_ixi_is_dlmuse(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_one_row_a_subject_by_preference(tmp_path: Path) -> None:
-    scans = [made.scan(tmp_path, "sub-1", contrast) for contrast in ("FLAIR", "T2w", "SWI")] + [made.scan(tmp_path, "sub-2", "SWI")]
+    scans = [made.scan(tmp_path, "sub-1", contrast) for contrast in ("FLAIR", "T2w", "SWI")] + [
+        made.scan(tmp_path, "sub-2", "SWI")
+    ]
     scans.append(made.scan(tmp_path, "sub-2", "T2w", "ses-2"))
     folder = made.label_maps([*scans[:3], scans[4]], tmp_path / "maps")
     summary = anatomy(made.index(scans, tmp_path), out=tmp_path / "a.parquet", files=folder, workers=1)
@@ -89,7 +91,7 @@ def test_an_intracranial_volume_out_of_range_is_failed(tmp_path: Path) -> None:
     assert list(ours["status"]) == [FAILED, OK, OK]
     assert "not plausible" in ours["reason"].iloc[0]
     assert "look like" not in ours["reason"].iloc[0]
-    assert ours["volume:csf"].notna().all()
+    assert not any(ours["volume:csf"].isna())
     assert list(run(frame, index, tmp_path, "quality.icv_low_ml=400")["status"]) == [OK, OK, OK]
 
 

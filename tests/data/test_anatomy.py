@@ -30,7 +30,11 @@ def made(rows: list[dict[str, Any]], tmp_path: Path) -> AnatomyTable:
 def five(tmp_path: Path) -> AnatomyTable:
     rng = np.random.default_rng(0)
     return made(
-        [row(f"sub-{i}", {"a": rng.uniform(500, 700), "b": rng.uniform(1, 2), "flat": 0.0}, rng.uniform(1200, 1600)) for i in range(5)], tmp_path
+        [
+            row(f"sub-{i}", {"a": rng.uniform(500, 700), "b": rng.uniform(1, 2), "flat": 0.0}, rng.uniform(1200, 1600))
+            for i in range(5)
+        ],
+        tmp_path,
     )
 
 
@@ -52,7 +56,9 @@ def test_fractions_are_of_the_intracranial_volume(five: AnatomyTable) -> None:
     np.testing.assert_allclose(vector, [*five.volumes_ml[3] / five.icv_ml[3], five.icv_ml[3] / 1000], rtol=1e-6)
 
 
-def test_z_scores_are_fitted_on_the_given_subjects_alone(five: AnatomyTable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_z_scores_are_fitted_on_the_given_subjects_alone(
+    five: AnatomyTable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, logger="neuroprior"):
         targets = five.targets("z_scored", FIT)
     assert targets.names == ("a", "b", "icv")
@@ -71,7 +77,15 @@ def test_z_scores_are_fitted_on_the_given_subjects_alone(five: AnatomyTable, tmp
 
 
 def test_a_subject_that_lacks_a_region_has_no_vector(tmp_path: Path) -> None:
-    table = made([row("sub-0", {"a": 1.0, "b": 2.0}), row("sub-1", {"a": 1.5, "b": 2.5}), row("sub-2", {"a": 2.0}), row("sub-3", {"a": 1, "c": 1})], tmp_path)
+    table = made(
+        [
+            row("sub-0", {"a": 1.0, "b": 2.0}),
+            row("sub-1", {"a": 1.5, "b": 2.5}),
+            row("sub-2", {"a": 2.0}),
+            row("sub-3", {"a": 1, "c": 1}),
+        ],
+        tmp_path,
+    )
     targets = table.targets("raw", ["d/sub-0", "d/sub-1", "d/sub-2", "d/sub-3"])
     assert targets.names == ("a", "b", "icv")  # c is known of one in four
     assert targets.vector("d/sub-0") is not None

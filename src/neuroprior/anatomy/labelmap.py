@@ -206,7 +206,8 @@ def _in_index(scans: Sequence[Scan], config: Config) -> dict[str, str]:
                 got=f"{scan.scan}: {', '.join(sorted(maps))}",
                 next_step="choose one: --set label=NAME",
             )
-        chosen.update((scan.scan, path) for path in maps.values())
+        if maps:
+            (chosen[scan.scan],) = maps.values()
     return chosen
 
 
@@ -225,7 +226,8 @@ def _in_folder(scans: Sequence[Scan], folder: Path) -> dict[str, str]:
                 "several label maps bear a scan's name", file=folder, got=f"{scan.scan}: {', '.join(path.name for path in own[:4])}",
                 next_step="keep one map a scan in the folder",
             )  # fmt: skip
-        chosen.update((scan.scan, str(path)) for path in own)
+        if own:
+            chosen[scan.scan] = str(own[0])
     return chosen
 
 
