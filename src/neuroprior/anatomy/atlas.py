@@ -278,7 +278,8 @@ def _head(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     if values.max() <= 0:
         raise InputError("failed registration: the scan is empty")
     head = ndimage.gaussian_filter(values, 1) > 0.5 * _between(values)
-    parts, n = ndimage.label(head)
+    labelled: Any = ndimage.label(head)
+    parts, n = labelled
     if n == 0:
         raise InputError("failed registration: no head stands out of the background")
     head = parts == 1 + int(np.argmax(ndimage.sum_labels(head, parts, range(1, n + 1))))
