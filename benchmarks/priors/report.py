@@ -22,7 +22,7 @@ COLUMNS: tuple[tuple[str, tuple[str, str, str, str]], ...] = (
     ("regional volumes R2, linear (spatial)", ("volumes", "linear_r2", "spatial", "higher")),
     ("contrast, kNN (spatial)", ("contrast", "knn_balanced_accuracy", "spatial", "lower")),
     ("contrast, linear (spatial)", ("contrast", "linear_balanced_accuracy", "spatial", "lower")),
-    ("lesion in its place, AUROC", ("lesion", "linear_auroc_same_place", "cells", "higher")),
+    ("lesion in its place on FLAIR, AUROC", ("lesion", "linear_auroc_same_place", "cells, FLAIR", "higher")),
     ("between-subject / across-contrast variance", ("subject", "variance_ratio_contrasts", "sampled", "higher")),
 )
 """Heading -> target, metric, features, which direction is meant for the anatomy half."""
