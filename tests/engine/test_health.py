@@ -6,6 +6,9 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,38 @@ def test_alarms_come_after_patience_and_once() -> None:
     assert looks(Monitor(HealthConfig(), 100), half__std=[math.nan, math.nan]) == ["10 collapse half"]
 
 
+def test_what_is_not_finite_is_told_at_once_and_every_time() -> None:
+    rows = torch.randn(6, 4)
+    rows[0, 0] = math.nan
+    found = health.measure(Observation({"half": rows}, list("aabbcc"), predictions={"v": (rows / 0, rows, True)}))
+    assert found["half/finite"] == pytest.approx(23 / 24)
+    assert found.keys() == {"half/finite", "v/finite"}
+    assert looks(Monitor(HealthConfig(), 100), half__finite=[0.5, 0.5]) == ["0 features half", "10 features half"]
+    assert math.isnan(health.effective_rank(rows))
+
+
+def test_targets_that_are_alike_do_not_make_the_weights_bad() -> None:
+    monitor = Monitor(HealthConfig(), 100)
+    assert [alarm.kind for n in (0, 10) for alarm in monitor.look(n, {"v/target_cosine": 0.9996})] == ["targets"]
+    assert monitor.healthy
+    monitor.look(20, {"v/target_cosine": 0.9996, "half/std": 0.0})
+    assert not monitor.healthy
+
+
+def test_a_loss_is_judged_alike_however_the_trace_is_flushed() -> None:
+    monitor = Monitor(HealthConfig(), 5000)
+    draw = np.random.default_rng(3)
+    values = [*(1 + 0.5 * draw.random(600)), *(1.3 ** np.arange(60))]
+    fired = [n for n, value in enumerate(values) if monitor.loss(value) is not None]
+    assert 600 < fired[0] < 625  # 1.3^12 is 23, and ten steps' median must be there
+    calm = Monitor(HealthConfig(), 5000)
+    assert all(calm.loss(value) is None for value in values[:600])
+    assert calm.calm
+    for value in values[600 : fired[0]]:
+        assert calm.loss(value) is None
+    assert not calm.calm, "a state on the brink of an explosion must not be kept as good"
+
+
 def test_the_state_of_a_monitor_is_all_there_is() -> None:
     monitor = Monitor(HealthConfig(), 100)
     looks(monitor, half__std=[1.0, 1e-5])
@@ -131,18 +166,23 @@ def batches(start: int, rank: int, world: int) -> Iterator[Tensor]:
         yield torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
 
 
-def go(run: Path, loader: Any = batches, watch: Any = observe, **changes: Any) -> TrainingResult:
+def save(module: Any, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    assert all(value.isfinite().all() for value in module.state_dict().values()), "ruined weights reached the model folder"
+
+
+def go(run: Path, loader: Any = batches, watch: Any = observe, module: Any = Encoder, **changes: Any) -> TrainingResult:
     values: dict[str, Any] = {
         "steps": 200, "batch": 8, "checkpoint_steps": 10, "log_every": 1, "steps_per_epoch": 10, "accelerator": "cpu",
         "optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0.0}, "schedule": {"name": "constant"}, "clip_norm": None,
     }  # fmt: skip
     config = TrainingConfig.model_validate(values | changes)
     return train(
-        Encoder(),
+        module(),
         config,
         run,
         loader=loader,
-        save_model=lambda module, folder: folder.mkdir(exist_ok=True),
+        save_model=save,
         recipe={},
         observe=watch,
     )
@@ -194,7 +234,12 @@ def test_one_bad_batch_does_not_end_a_run(tmp_path: Path) -> None:
             yield batch * float("nan") if count == 57 else batch
 
     assert go(tmp_path / "run", poisoned).status == "complete"
-    assert [(event["step"], event["to"]) for event in told(tmp_path / "run", "rollback")] == [(58, 50)]
+    assert [(event["step"], event["to"]) for event in told(tmp_path / "run", "rollback")] == [(60, 50)]
+    assert [(event["step"], event["kind"], event["threshold"]) for event in told(tmp_path / "run", "alarm")] == [
+        (58, "loss", "finite")
+    ]
+    assert "Infinity" not in (tmp_path / "run/events.jsonl").read_text()
+    assert "NaN" not in (tmp_path / "run/events.jsonl").read_text()
     assert all(math.isfinite(event["loss"]) for event in told(tmp_path / "run", "step"))
 
 
@@ -226,3 +271,105 @@ def test_a_run_cut_off_after_going_back_goes_on_as_if_it_had_not_been(tmp_path: 
     whole, cut = (told(tmp_path / name, *kinds) for name in ("whole", "cut"))
     assert [e for e in whole if e["event"] == "step"] == [e for e in cut if e["event"] == "step"]
     assert len([e for e in cut if e["event"] == "rollback"]) == 2
+
+
+class Ruin(Encoder):
+    """Seven rows give a finite loss whose gradient is not finite."""
+
+    def forward(self, batch: Tensor, *, epoch: float, seed: int) -> dict[str, Tensor]:
+        found = super().forward(batch, epoch=epoch, seed=seed)
+        if len(batch) == 7:
+            found["loss"].register_hook(lambda gradient: gradient * math.nan)
+        return found
+
+
+@pytest.mark.parametrize("watch", [None, observe])
+def test_ruined_weights_are_never_kept_as_good(tmp_path: Path, watch: Any) -> None:
+    def loader(start: int, rank: int, world: int) -> Iterator[Tensor]:
+        for count, batch in enumerate(batches(start, rank, world), start // 8):
+            yield batch[:7] if count == 59 else batch  # step 60 is one of a look and of a state; its loss is finite
+
+    assert go(tmp_path / "run", loader, watch, Ruin).status == "complete"
+    assert [(event["step"], event["kind"]) for event in told(tmp_path / "run", "alarm")] == [(60, "weights")]
+    assert [(event["step"], event["to"]) for event in told(tmp_path / "run", "rollback")] == [(60, 50)]
+
+
+@pytest.mark.parametrize("cut", [54, 58])
+def test_what_a_run_goes_back_to_depends_neither_on_interruptions_nor_on_the_clock(tmp_path: Path, cut: int) -> None:
+    """Stopped after the last regular state, or between the bad step and the look that answers it."""
+
+    def loader(kill: bool) -> Any:
+        def poisoned(start: int, rank: int, world: int) -> Iterator[Tensor]:
+            for count, batch in enumerate(batches(start, rank, world), start // 8):
+                if kill and count == cut:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch * float("nan") if count == 57 else batch
+
+        return poisoned
+
+    plain = {"optimizer": {"name": "adamw", "lr": 1e-3}}  # its memory must be copied, not shared, when going back
+    assert go(tmp_path / "cut", loader(True), **plain).status == "stopped"
+    assert go(tmp_path / "cut", loader(False), **plain).status == "complete"
+    go(tmp_path / "whole", loader(False), **plain)
+    go(tmp_path / "often", loader(False), checkpoint_minutes=1e-9, **plain)
+    whole = events.read(tmp_path / "whole/events.jsonl")
+    assert [event["to"] for event in whole if event["event"] == "rollback"] == [50]
+    assert events.read(tmp_path / "cut/events.jsonl") == whole
+    assert events.read(tmp_path / "often/events.jsonl") == whole
+
+
+def test_a_run_goes_back_twice_to_the_same_weights(tmp_path: Path) -> None:
+    def poisoned(start: int, rank: int, world: int) -> Iterator[Tensor]:
+        fixed = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+        for count in range(start // 8, 100000):
+            yield fixed * float("nan") if count in (55, 65) else fixed
+
+    # the first good state after step 50 would be that of step 70: both times the run goes back to step 50
+    go(tmp_path / "run", poisoned, optimizer={"name": "adamw", "lr": 1e-3}, health={"lr_factor": 1.0})
+    assert [(event["step"], event["to"]) for event in told(tmp_path / "run", "rollback")] == [(60, 50), (70, 50)]
+    losses = [event["loss"] for step in (51, 61, 71) for event in told(tmp_path / "run", "step") if event["step"] == step]
+    assert losses[0] == losses[1] == losses[2]
+
+
+DDP = """
+    import sys, time
+    from pathlib import Path
+
+    import torch
+    from test_health import Encoder, Observation, FIXED, batches
+    from neuroprior.engine.training import TrainingConfig, train
+
+    def loader(start, rank, world):
+        for count, batch in enumerate(batches(start, rank, world), start // (8 * world)):
+            yield batch * float("nan") if rank == 1 and count == 33 else batch
+
+    def observe(module):  # only the first process may decide
+        import os
+        rows = torch.ones(12, 8) if os.environ.get("LOCAL_RANK", "0") == "1" else module.layer(FIXED)
+        return Observation({"code": rows}, [str(n // 2) for n in range(12)])
+
+    config = TrainingConfig.model_validate({
+        "steps": 60, "batch": 8, "log_every": 7, "steps_per_epoch": 10, "accelerator": "cpu", "devices": 2, "checkpoint_minutes": 0.0002,
+        "optimizer": {"name": "adamw", "lr": 1e-3}, "health": {"action": "stop", "every": 10},
+    })
+    module = Encoder()
+    import os
+    run = Path(sys.argv[1])
+    train(module, config, run, loader=loader, save_model=lambda m, f: f.mkdir(exist_ok=True), recipe={}, observe=observe)
+    torch.save(module.state_dict(), run / f"rank{os.environ.get('LOCAL_RANK', '0')}.pt")
+"""
+
+
+def test_two_processes_come_to_one_verdict(tmp_path: Path) -> None:
+    script, run = tmp_path / "two.py", tmp_path / "run"
+    script.write_text(textwrap.dedent(DDP))
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(script), str(run)], capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [(event["step"], event["kind"]) for event in told(run, "alarm")] == [(34, "loss")]
+    assert [(event["step"], event["to"]) for event in told(run, "rollback")] == [(40, 30)]
+    weights = [torch.load(run / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

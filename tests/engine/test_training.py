@@ -121,7 +121,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
     assert (tmp_path / "cut/model/weights.json").read_text() == (tmp_path / "whole/model/weights.json").read_text()
     assert [event["step"] for event in trace(tmp_path / "whole") if event["event"] == "step"] == list(range(1, 21))
-    assert len(list((tmp_path / "cut/state").glob("*.pt"))) == 2
+    assert len(list((tmp_path / "cut/state").glob("step-*.pt"))) == 2
 
 
 def test_accumulation_steps_once_for_several_batches(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_state(tm
 
     with pytest.raises(DivergenceError, match=r"(?s)step 10.*optimizer\.lr"):
         go(tmp_path / "run", poisoned, health={"max_rollbacks": 0})
-    assert [path.name for path in sorted((tmp_path / "run/state").glob("*.pt"))] == ["step-00000006.pt", "step-00000009.pt"]
+    assert [path.name for path in sorted((tmp_path / "run/state").glob("step-*.pt"))] == ["step-00000006.pt", "step-00000009.pt"]
 
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from ..core.config import Config
 
 ADVICE = {
     "loss": "lower training.optimizer.lr or training.clip_norm, or lengthen the warm-up; look at the scans of that step for absurd values",
+    "weights": "a step left weights that are not finite: lower training.optimizer.lr, or set training.clip_norm",
+    "features": "features of fixed scans are not finite: lower training.optimizer.lr; if it comes again try training.precision=32",
     "explosion": "lower training.optimizer.lr or training.clip_norm, or lengthen the warm-up",
     "collapse": "every scan gets the same features: lower training.optimizer.lr; check that the inputs differ (panels/); an agreement term "
     "needs negatives or a variance term (objective.agreement_form=dense_infonce or vicreg)",
@@ -37,6 +39,9 @@ ADVICE = {
 }
 """Kind of alarm -> what to do."""
 
+RUINED = frozenset({"loss", "weights", "features", "explosion"})
+"""Kinds after which going on is pointless: the run goes back whatever ``action`` says."""
+
 
 class HealthConfig(Config):
     """When a run is looked at, and what an alarm does."""
@@ -46,7 +51,8 @@ class HealthConfig(Config):
     patience: int = Field(default=2, ge=1)
     """Looks in a row that must agree before an alarm about features is given."""
     action: Literal["warn", "rollback", "stop"] = "warn"
-    """What an alarm about features does. A loss that is not finite, or explodes, always rolls back."""
+    """What an alarm about features does. Numbers that are not finite, and a loss that explodes, always roll back. With ``warn`` a state
+    with such an alarm still counts as good; otherwise only a state without one does."""
     max_rollbacks: int = Field(default=2, ge=0)
     """After so many the run stops."""
     lr_factor: float = Field(default=0.3, gt=0, le=1)
@@ -110,13 +116,19 @@ class Alarm:
     threshold: float
 
     def __str__(self) -> str:
-        return f"{self.kind} of {self.name}: {self.value:.3g}, threshold {self.threshold:.3g}; {ADVICE[self.kind]}"
+        return f"{self.kind} of {self.name}: {self.value:.3g}, {self.expected}; {ADVICE[self.kind]}"
+
+    @property
+    def expected(self) -> str:
+        """The threshold in words."""
+        return f"threshold {self.threshold:.3g}" if math.isfinite(self.threshold) else "expected a finite number"
 
     def event(self, step: int) -> dict[str, Any]:
         """The alarm as an event."""
-        value = self.value if math.isfinite(self.value) else str(self.value)
+        value = self.value if math.isfinite(self.value) else str(self.value)  # JSON has neither NaN nor infinity
+        threshold = self.threshold if math.isfinite(self.threshold) else "finite"
         return {
-            "event": "alarm", "step": step, "kind": self.kind, "name": self.name, "value": value, "threshold": self.threshold,
+            "event": "alarm", "step": step, "kind": self.kind, "name": self.name, "value": value, "threshold": threshold,
             "advice": ADVICE[self.kind],
         }  # fmt: skip
 
@@ -125,7 +137,12 @@ class Alarm:
 
 
 def effective_rank(features: Tensor) -> float:
-    """RankMe: the exponential of the entropy of the singular values' shares; between 1 and min(N, D). 0 for features that are all 0."""
+    """RankMe: the exponential of the entropy of the singular values' shares; between 1 and min(N, D).
+
+    0 for features that are all 0, NaN where one is not finite.
+    """
+    if not features.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals(features.double())
     total = float(values.sum())
     if total == 0:
@@ -181,9 +198,15 @@ def prediction_ratio(guess: Tensor, target: Tensor, direction: bool) -> float:
 
 
 def measure(seen: Observation) -> dict[str, float]:
-    """Every measure of an observation, by ``features/measure``; those that are not defined are left out."""
+    """Every measure of an observation, by ``features/measure``; those that are not defined are left out.
+
+    Features and predictions that hold a number that is not finite have one measure, ``finite``: the share of those that are.
+    """
     found: dict[str, float] = {}
     for name, rows in seen.features.items():
+        if not rows.isfinite().all():
+            found[f"{name}/finite"] = float(rows.isfinite().double().mean())
+            continue
         between, within = variances(rows, seen.groups)
         values = {
             "std": relative_std(rows), "rank": effective_rank(rows), "spread": spread(rows, seen.groups),
@@ -193,6 +216,9 @@ def measure(seen: Observation) -> dict[str, float]:
             values["between_posterior"] = between / seen.posterior[name]
         found |= {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
     for name, (guess, target, direction) in seen.predictions.items():
+        if not guess.isfinite().all():
+            found[f"{name}/finite"] = float(guess.isfinite().double().mean())
+            continue
         if len(guess) > 2:
             ratio = prediction_ratio(guess, target, direction)
             if not math.isnan(ratio):
@@ -274,8 +300,11 @@ class Monitor:
             self.first = dict(found)
         wrong = {f"{alarm.kind} {alarm.name}": alarm for alarm in self._wrong(step, found, identify)}
         self.counts = {key: self.counts.get(key, 0) + 1 for key in wrong}
-        self.healthy = not wrong
-        due = [alarm for key, alarm in wrong.items() if self.counts[key] >= self.config.patience and key not in self.given]
+        self.healthy = all(alarm.kind == "targets" for alarm in wrong.values())  # those are the data's, not the weights'
+        due = [
+            alarm for key, alarm in wrong.items()
+            if alarm.kind in RUINED or (self.counts[key] >= self.config.patience and key not in self.given)
+        ]  # fmt: skip
         self.given += [f"{alarm.kind} {alarm.name}" for alarm in due]
         return due
 
@@ -286,7 +315,9 @@ class Monitor:
             first = self.first.get(key, value)
             if what in ("spread", "between_posterior") and name not in identify:
                 continue
-            if what == "std" and not value >= c.min_std:
+            if what == "finite":
+                alarms.append(Alarm("features", name, value, math.inf))
+            elif what == "std" and not value >= c.min_std:
                 alarms.append(Alarm("collapse", name, value, c.min_std))
             elif what == "rank" and not value >= max(1.05, c.min_share * first):
                 alarms.append(Alarm("rank", name, value, max(1.05, c.min_share * first)))
@@ -300,21 +331,31 @@ class Monitor:
                 alarms.append(Alarm("targets", name, value, c.max_target_cosine))
         return alarms
 
-    def loss(self, values: Sequence[float]) -> Alarm | None:
-        """An alarm where a loss is not finite, or the last ten tower over all before."""
-        for value in values:
-            if not math.isfinite(value):
-                return Alarm("loss", "training", value, math.inf)
-            self.losses.append(value)
+    def loss(self, value: float) -> Alarm | None:
+        """An alarm where the loss of one more step is not finite, or the last ten tower over all before."""
+        if not math.isfinite(value):
+            return Alarm("loss", "training", value, math.inf)
+        self.losses.append(value)
         if len(self.losses) > 400:  # thin the past, keep its course
             self.losses = [*self.losses[:-100:2], *self.losses[-100:]]
-        if len(self.losses) >= 30:
-            recent = sorted(self.losses[-10:])[5]
-            before = sorted(self.losses[:-10])
-            limit = self.config.explosion * max(abs(before[len(before) // 2]), 1e-8)
-            if recent > limit and recent > max(self.losses[0], 0.0):
-                return Alarm("explosion", "training", recent, limit)
-        return None
+        recent, limit = self._course(self.config.explosion)
+        return Alarm("explosion", "training", recent, limit) if recent > limit else None
+
+    @property
+    def calm(self) -> bool:
+        """Whether the loss is far from exploding: at most the square root of ``explosion`` times what it was before."""
+        times = math.sqrt(self.config.explosion)
+        if 0 < len(self.losses) < 30:
+            return self.losses[-1] <= times * max(abs(self.losses[0]), 1e-8)
+        recent, limit = self._course(times)
+        return recent <= limit
+
+    def _course(self, times: float) -> tuple[float, float]:
+        """The median of the last ten losses, and the most that it may be; both 0 in the first thirty steps."""
+        if len(self.losses) < 30:
+            return 0.0, 0.0
+        recent, before = sorted(self.losses[-10:])[5], sorted(self.losses[:-10])
+        return recent, max(times * max(abs(before[len(before) // 2]), 1e-8), self.losses[0], 0.0)
 
     def rolled_back(self) -> None:
         """Count a rollback: the learning rate falls, and what was wrong may be told again."""

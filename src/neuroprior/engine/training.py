@@ -10,7 +10,8 @@ A run folder::
       recipe.yaml  environment.json     what was asked for, and with what
       events.jsonl  tensorboard/        the trace
       panels/step-000100.png            pictures of fixed cases
-      state/step-00000100.pt            the last two resumable states, and the last one of good health
+      state/step-00000100.pt            the last two resumable states
+      state/good-00000090.pt            what each of them goes back to when the run is ruined
       model/                            usable at any time after the first state
       ledger.json                       cost
       complete.json                     written last
@@ -19,6 +20,7 @@ A run folder::
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -41,7 +43,7 @@ from ..core.config import Config
 from ..core.errors import ArtifactError, ConfigError, DivergenceError
 from . import events, optimisers
 from .allocator import keep_freed_memory
-from .health import ADVICE, Alarm, HealthConfig, Monitor, Observation, measure, probe
+from .health import ADVICE, RUINED, Alarm, HealthConfig, Monitor, Observation, measure, probe
 from .ledger import Ledger, Meter
 from .optimisers import OptimizerConfig
 from .progress import Progress
@@ -224,7 +226,9 @@ class _Loop(lightning.LightningModule):
         self.module, self.config, self.run = module, config, run
         self._loader, self._save_model, self._validate, self._panels = loader, save_model, validate, panels
         self._observe = observe
-        self._good = _good_state(run)
+        self._good: dict[str, Any] | None = state["good"] if state else None
+        self._saved: int | None = self._good["step"] if self._good else None
+        self._ruined: tuple[Alarm, str] | None = None
         self.monitor = Monitor(config.health, config.steps or 1, state.get("health") if state else None)
         self._state = state
         self.start = int(state["step"]) if state else 0
@@ -313,18 +317,18 @@ class _Loop(lightning.LightningModule):
         self.book.samples += self.config.batch * self.config.accumulate * self.trainer.world_size
         self._pending.append((self.step, parts))
         c, last = self.config, self.step >= (self.config.steps or 0)
-        stop = self._anybody_stops()
-        due = c.checkpoint_steps and self.step % c.checkpoint_steps == 0
-        due = due or (time.perf_counter() - self._checkpointed) / 60 >= c.checkpoint_minutes
-        if last or stop or due or self.step % c.log_every == 0:
+        stop, late = self._agreed()
+        due = late or bool(c.checkpoint_steps and self.step % c.checkpoint_steps == 0)
+        look = last or self.step % c.health.interval(c.steps or 1) == 0
+        if last or stop or due or look or self.step % c.log_every == 0:
             self._flush()
-        if last or due or self.step % c.health.interval(c.steps or 1) == 0:
+        if look:  # nowhere else: when a run goes back must depend neither on the clock nor on interruptions
             self._look()
         if last or (c.validate_every and self.step % c.validate_every == 0):
             self._run_validation()
         if last or (c.panels_every and self.step % c.panels_every == 0):
             self._draw_panels()
-        if last or stop or due:
+        if (last or stop or due) and self._ruined is None:  # a resumed run comes to the ruin again, and to the look that ends it
             self._checkpoint()
         if stop and not last:
             logger.warning("%s: stopped after step %d with a usable model; the same command resumes", stop, self.step)
@@ -347,13 +351,15 @@ class _Loop(lightning.LightningModule):
 
     # -- what is due
 
-    def _anybody_stops(self) -> str | None:
-        """The signal that this process or (with DDP) any other got."""
+    def _agreed(self) -> tuple[str | None, bool]:
+        """The signal, and whether the time for a state has come, of this process or (with DDP) any other."""
+        late = (time.perf_counter() - self._checkpointed) / 60 >= self.config.checkpoint_minutes
         if self.trainer.world_size == 1:
-            return self._stop
-        flag = torch.tensor([self._stop is not None], dtype=torch.int32, device=self.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return (self._stop or "a signal to another process") if int(flag) else None
+            return self._stop, late
+        flags = torch.tensor([self._stop is not None, late], dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        stopped, late = (bool(flag) for flag in flags.tolist())
+        return (self._stop or "a signal to another process") if stopped else None, late
 
     def _flush(self) -> None:
         """Write the pending steps of the trace; the only place where the loop waits for the device."""
@@ -377,33 +383,67 @@ class _Loop(lightning.LightningModule):
             for line in finite:
                 for name in (*names, "lr"):
                     self.writer.add_scalar(f"train/{name}", line[name], line["step"])
-        wrong = self.monitor.loss([line["loss"] for line in lines])
-        if wrong is not None:
-            bad = next((line for line in lines if not math.isfinite(line["loss"])), lines[-1])
-            self._tell([wrong])
-            self._go_back(wrong, ", ".join(f"{name} {bad[name]:.3g}" for name in (*names, "lr")))
-            return
+        for line in lines:
+            wrong = self.monitor.loss(line["loss"]) if self._ruined is None else None
+            if wrong is not None:
+                self._ruined = (
+                    wrong,
+                    f"at step {line['step']}: " + ", ".join(f"{name} {line[name]:.3g}" for name in (*names, "lr")),
+                )
+                self._tell([wrong], line["step"])
         wait = self.book.data_wait_seconds / self.book.wall_seconds if self.book.wall_seconds else 0.0
         self.progress.update(self.step, lines[-1]["loss"], wait)
 
     def _look(self) -> None:
-        """Look at the health of the features; every process sees the same module and comes to the same verdict."""
-        if self._observe is None:
-            return
-        start = time.perf_counter()
-        seen = self._seen()
-        found = measure(seen)
-        due = self.monitor.look(self.step, found, seen.identify)
-        if self.trainer.is_global_zero:
-            events.append(self.run / "events.jsonl", [{"event": "health", "step": self.step, **found}])
-            for name, value in found.items():
-                self.writer.add_scalar(f"health/{name}", value, self.step)
-        self._tell(due)
-        self.book.validation_seconds += time.perf_counter() - start
+        """Look at weights and features; then keep this state as good, warn, go back or stop.
+
+        The first process measures and tells the others, so that all come to the same verdict.
+        """
         action = self.config.health.action
-        harmful = [alarm for alarm in due if alarm.kind != "targets"]
-        if harmful and action != "warn":
-            self._go_back(harmful[0], f"{harmful[0].kind} of {harmful[0].name}", stop=action == "stop")
+        if self._ruined is None and not self._finite():
+            self._ruined = Alarm("weights", "training", math.nan, math.inf), f"weights after step {self.step}"
+            self._tell([self._ruined[0]], self.step)
+        if self._ruined is None and self._observe is not None:
+            start = time.perf_counter()
+            found, identify = self._measured()
+            due = self.monitor.look(self.step, found, identify)
+            if self.trainer.is_global_zero:
+                events.append(self.run / "events.jsonl", [{"event": "health", "step": self.step, **found}])
+                for name, value in found.items():
+                    self.writer.add_scalar(f"health/{name}", value, self.step)
+            self._tell(due, self.step)
+            self.book.validation_seconds += time.perf_counter() - start
+            harmful = [a for a in due if a.kind in RUINED or (action != "warn" and a.kind != "targets")]
+            if harmful:
+                self._ruined = harmful[0], f"a look after step {self.step}"
+        if self._ruined is not None:
+            alarm, got = self._ruined
+            self._go_back(alarm, got, stop=action == "stop" and alarm.kind not in RUINED)
+        elif self._good is None or (self.monitor.calm and (self.monitor.healthy or action == "warn")):
+            start = time.perf_counter()
+            self._good = _copied({
+                "step": self.step, "module": self.module.state_dict(), "optimizer": self.trainer.optimizers[0].state_dict(),
+            })  # fmt: skip
+            self.book.checkpoint_seconds += time.perf_counter() - start
+
+    def _finite(self) -> bool:
+        """Whether all weights and all that the optimiser remembers are finite, in every process."""
+        remembered = [v for state in self.trainer.optimizers[0].state.values() for v in state.values() if isinstance(v, Tensor)]
+        tensors = [t.detach() for t in (*self.module.state_dict().values(), *remembered) if t.is_floating_point()]
+        verdict = torch.stack([t.isfinite().all().to(self.device) for t in tensors]).all().to(torch.int32)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(verdict, op=torch.distributed.ReduceOp.MIN)
+        return bool(verdict)
+
+    def _measured(self) -> tuple[dict[str, float], frozenset[str]]:
+        """The measures, taken by the first process, and the features that ought to tell groups apart."""
+        told: list[Any] = [None]
+        if self.trainer.is_global_zero:
+            seen = self._seen()
+            told = [(measure(seen), seen.identify)]
+        if self.trainer.world_size > 1:
+            torch.distributed.broadcast_object_list(told, device=self.device)
+        return told[0]
 
     def _seen(self) -> Observation:
         assert self._observe is not None
@@ -413,13 +453,13 @@ class _Loop(lightning.LightningModule):
         self.module.train()
         return seen
 
-    def _tell(self, alarms: list[Alarm]) -> None:
+    def _tell(self, alarms: list[Alarm], step: int) -> None:
         if not self.trainer.is_global_zero:
             return
         for alarm in alarms:
-            logger.warning("step %d, %s", self.step, alarm)
+            logger.warning("step %d, %s", step, alarm)
             self.progress.warn(alarm.kind)
-        events.append(self.run / "events.jsonl", [alarm.event(self.step) for alarm in alarms])
+        events.append(self.run / "events.jsonl", [alarm.event(step) for alarm in alarms])
 
     def _go_back(self, alarm: Alarm, got: str, *, stop: bool = False) -> None:
         """Take the weights and the optimiser of the last good state, with a lower learning rate, and go on from this step.
@@ -427,17 +467,18 @@ class _Loop(lightning.LightningModule):
         Raises:
             DivergenceError: there is no good state, or the run went back often enough.
         """
-        good = None if stop or self.monitor.rollbacks >= self.config.health.max_rollbacks else _load_state(self.run, healthy=True)
-        if good is None:
+        good = self._good
+        if good is None or stop or self.monitor.rollbacks >= self.config.health.max_rollbacks:
             after = f" after {self.monitor.rollbacks} rollbacks" if self.monitor.rollbacks else ""
             raise DivergenceError(
                 f"{alarm.kind} of {alarm.name} ({alarm.value:.3g}) at step {self.step}{after}", file=self.run,
-                expected=f"threshold {alarm.threshold:.3g}", got=got,
+                expected=alarm.expected, got=got,
                 next_step=f"{ADVICE[alarm.kind]}; the last good state is kept",
             )  # fmt: skip
         self.module.load_state_dict(good["module"], strict=True)
-        _restore(self.trainer.optimizers[0], good["optimizer"])
+        _restore(self.trainer.optimizers[0], copy.deepcopy(good["optimizer"]))  # the optimiser keeps and changes what it is given
         self.monitor.rolled_back()
+        self._ruined = None
         if self.trainer.is_global_zero:
             logger.warning(
                 "step %d: went back to the weights of step %d, learning rate times %.3g from now on",
@@ -461,9 +502,9 @@ class _Loop(lightning.LightningModule):
             for name, value in scores.items():
                 self.writer.add_scalar(f"validation/{name}", value, self.step)
             logger.info("step %d, validation: %s", self.step, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-        if self._observe is not None:
+        if self._observe is not None and self.trainer.is_global_zero:
             read = probe(self._seen())
-            if self.trainer.is_global_zero and read:
+            if read:
                 events.append(self.run / "events.jsonl", [{"event": "probe", "step": self.step, **read}])
                 for name, value in read.items():
                     self.writer.add_scalar(f"probe/{name}", value, self.step)
@@ -479,20 +520,24 @@ class _Loop(lightning.LightningModule):
 
     def _checkpoint(self) -> None:
         start = time.perf_counter()
+        assert self._good is not None  # kept before the first step
         if self.trainer.is_global_zero:
             folder = self.run / "state"
             self.meter.read(self.book)
             self._save_model(self.module, self.run / "model")
             content = {
                 "step": self.step, "module": self.module.state_dict(), "optimizer": self.trainer.optimizers[0].state_dict(),
-                "ledger": asdict(self.book), "health": self.monitor.state(),
+                "ledger": asdict(self.book), "health": self.monitor.state(), "good": self._good["step"],
             }  # fmt: skip
+            good = folder / f"good-{self._good['step']:08d}.pt"
+            if self._good["step"] != self._saved:
+                with artifacts.atomic(good) as temporary:
+                    torch.save(self._good, temporary)
+                self._saved = self._good["step"]
             with artifacts.atomic(folder / f"step-{self.step:08d}.pt") as temporary:
                 torch.save(content, temporary)
-            if self.monitor.healthy:
-                self._good = folder / f"step-{self.step:08d}.pt"
-            for old in sorted(folder.glob("step-*.pt"))[:-2]:
-                if old != self._good:
+            for kind in ("step", "good"):  # each of two states refers to a good one, not older than that of the state before
+                for old in sorted(folder.glob(f"{kind}-*.pt"))[:-2]:
                     old.unlink()
             self._write_ledger()
         self._checkpointed = time.perf_counter()
@@ -515,23 +560,29 @@ class _Loop(lightning.LightningModule):
         self._mark()
 
 
-def _load_state(run: Path, *, healthy: bool = False) -> dict[str, Any] | None:
-    """The newest readable state (of good health), or None. States are written atomically, so an unreadable one is damage and is told."""
+def _load_state(run: Path) -> dict[str, Any] | None:
+    """The newest readable state, with the good one that it refers to under ``good``, or None.
+
+    States are written atomically, so an unreadable one is damage and is told.
+    """
     for path in sorted((run / "state").glob("step-*.pt"), reverse=True):
+        reading = path
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError) as error:
-            logger.warning("the state %s is damaged (%s): taking the one before", path, str(error).splitlines()[0])
-            continue
-        if not healthy or state["health"]["healthy"]:
-            return state
+            state = torch.load(reading, map_location="cpu", weights_only=True)
+            reading = path.with_name(f"good-{state['good']:08d}.pt")
+            return state | {"good": torch.load(reading, map_location="cpu", weights_only=True)}
+        except (RuntimeError, EOFError, OSError, KeyError) as error:
+            logger.warning("the state %s is damaged (%s): taking the one before", reading, str(error).splitlines()[0])
     return None
 
 
-def _good_state(run: Path) -> Path | None:
-    """The newest state of good health."""
-    state = _load_state(run, healthy=True)
-    return None if state is None else run / "state" / f"step-{state['step']:08d}.pt"
+def _copied(value: Any) -> Any:
+    """Nested tensors and plain values, the tensors copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(_copied(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
