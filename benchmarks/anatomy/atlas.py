@@ -130,7 +130,7 @@ def report(found: dict[tuple[str, str], dict[str, Any]], scans: dict[str, Path],
         n=len(table), worst=table["brain, %"].abs().max(), mean=table["brain, %"].mean(), worst_icv=table["icv, %"].abs().max(),
         r_grey=r["grey"], r_white=r["white"], s_grey=share["grey"], s_white=share["white"], ratio=100 * (tissue_ratio.mean() - 1),
         seconds=table["seconds"].mean(), table=_markdown(table.reset_index()), copies=_markdown(pd.DataFrame(copies)),
-        contrasts=_markdown(pd.DataFrame(contrasts)),
+        contrasts=_markdown(pd.DataFrame(contrasts).fillna("")),
         turned=max((abs(row[key]) for row in copies for key in ("brain", "grey", "white")), default=float("nan")),
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
@@ -356,8 +355,3 @@ def _tell_dropped(names: Sequence[str], kept: np.ndarray, why: str) -> None:
     if dropped:
         some = ", ".join(dropped[:8]) + (" ..." if len(dropped) > 8 else "")
         logger.info("%d regions are dropped from the targets (%s): %s", len(dropped), why, some)
-
-
-def summary_frame(path: str | Path) -> pd.DataFrame:
-    """The whole table as it stands, for looking at it."""
-    return pd.read_parquet(path)
