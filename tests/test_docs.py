@@ -35,6 +35,12 @@ def test_the_quick_start_runs(tmp_path: Path) -> None:
     assert (tmp_path / "report/report.html").is_file()
 
 
+def test_the_examples_in_python_run() -> None:
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            exec(compile(block, page.name, "exec"), {})
+
+
 def test_the_readme_names_commands_and_options_that_exist() -> None:
     import inspect
 

@@ -1,6 +1,6 @@
 """Neuroprior: foundation models of brain MRI whose representation is split into anatomy and contrast.
 
-The verbs (``neuroprior.index``, ``prepare``, ``pretrain``, ``finetune``, ``predict``, ``evaluate``, ``report`` ...) and
+The verbs (``neuroprior.index``, ``prepare``, ``pretrain``, ``finetune``, ``predict``, ``evaluate``, ``probe``, ``report`` ...) and
 ``neuroprior.load`` are imported when they are first used; importing the package imports no torch.
 """
 
@@ -25,6 +25,7 @@ __all__ = [
     "predict",
     "prepare",
     "pretrain",
+    "probe",
     "report",
     "synthesise",
 ]

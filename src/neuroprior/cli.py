@@ -26,7 +26,9 @@ from .core import shelf
 from .core.errors import NeuropriorError
 
 STAGES = Path(__file__).parent / "stages"
-ORDER = ("demo", "doctor", "synthesise", "index", "prepare", "anatomy", "pretrain", "finetune", "predict", "evaluate", "report")
+ORDER = (
+    "demo", "doctor", "synthesise", "index", "prepare", "anatomy", "pretrain", "finetune", "predict", "evaluate", "probe", "report",
+)  # fmt: skip
 """The order in ``--help``: as the data flows; other stages follow by name."""
 
 OPTIONS = {"out", "task", "target", "reference"}

@@ -28,8 +28,9 @@ def batch(paired: list[bool], first: int = 0) -> PairBatch:
     a, b = torch.randn(2, n, 1, *SIZE, generator=generator)
     b = torch.where(torch.tensor(paired).view(-1, 1, 1, 1, 1), b, a)
     return PairBatch(
-        image_a=a, image_b=b, paired=torch.tensor(paired), contrast_a=["T1w"] * n, contrast_b=["T2w"] * n, subject=["s"] * n,
-        sample=torch.arange(first, first + n),
+        image_a=a, image_b=b, paired=torch.tensor(paired), contrast_a=["T1w"] * n, contrast_b=["T2w"] * n,
+        subject=[f"s{k}" for k in range(n)], sample=torch.arange(first, first + n), health=-torch.ones(n, dtype=torch.int64),
+        anatomy=torch.zeros(n, 0), has_anatomy=torch.zeros(n, dtype=torch.bool), has_label=torch.zeros(n, dtype=torch.bool),
     )  # fmt: skip
 
 
@@ -54,7 +55,8 @@ def by_numpy(net: unet.UNet, config: cross_contrast.Config, data: PairBatch, epo
             mask = block_mask(sample, SIZE, config.block, config.ratio, seed=seed, purpose=f"mask {name}")
             hidden[name] = mask.numpy()[0, 0]
             epsilon = [
-                noise(sample, net.code_shape(SIZE), seed=seed, purpose=f"noise {half} {name}") for half in ("anatomy", "contrast")
+                noise(sample, (net.anatomy_channels, *net.code_grid(SIZE)), seed=seed, purpose=f"noise {half} {name}")
+                for half in ("anatomy", "contrast")
             ]
             code[name] = net.encode(torch.where(mask, torch.zeros(()), image), (epsilon[0], epsilon[1]))
         shared = (code["a"].anatomy + code["b"].anatomy) / 2

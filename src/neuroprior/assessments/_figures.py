@@ -64,6 +64,27 @@ def curves(events: Sequence[Mapping[str, Any]]) -> str | None:
     return _data(figure)
 
 
+def health(events: Sequence[Mapping[str, Any]]) -> str | None:
+    """Spread between subjects and effective rank of each named feature over the run, alarms as lines; None where nobody looked."""
+    looks = [event for event in events if event["event"] == "health"]
+    if len(looks) < 2:
+        return None
+    figure, axes = _new(9, 2.6, 2)
+    x = [look["step"] for look in looks]
+    for axis, what, title in zip(
+        axes, ("spread", "rank"), ("spread between subjects (1 - cosine)", "effective rank (RankMe)"), strict=True
+    ):
+        names = [key.rpartition("/")[0] for key in looks[-1] if key.endswith(f"/{what}")]
+        for name, colour in zip(names, (BLUE, ORANGE, GREY), strict=False):
+            axis.plot(x, [look.get(f"{name}/{what}", np.nan) for look in looks], color=colour, label=name)
+        for alarm in (event for event in events if event["event"] in ("alarm", "rollback")):
+            axis.axvline(alarm["step"], color="#b3261e", linewidth=0.8, linestyle=":")
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step (dotted: alarm)", fontsize=8)
+        axis.legend(fontsize=8, frameon=False)
+    return _data(figure)
+
+
 def scatter(truth: Sequence[float], guesses: Mapping[str, Sequence[float]], target: str) -> str:
     """Predicted against true values of one or more models, with the line of identity."""
     figure, (axis,) = _new(4.2, 3.8)

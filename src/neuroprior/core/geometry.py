@@ -567,6 +567,16 @@ def _find_head(values: np.ndarray, spacing: tuple[float, float, float]) -> _Head
     return _Head(ndimage.binary_fill_holes(head), edges, background)
 
 
+def head_mask(values: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Where the head is in a volume: bool (x, y, z), in blocks of about ``HEAD_BLOCK_MM``, holes filled.
+
+    Args:
+        values: (x, y, z) float32 in the scan's own units, noise or one constant value around the head.
+        spacing_mm: of the grid.
+    """
+    return _find_head(values, spacing_mm).voxels(values)
+
+
 # ----------------------------------------------------------------------------------------------------------- conforming
 
 

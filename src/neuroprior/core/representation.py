@@ -23,6 +23,7 @@ class Representation:
         contrast: (B, Cc, x, y, z), what only this image shows, pathology included; Cc may be 0 for a net with no split.
         stages: the encoder's feature maps, finest first, each (B, C_i, x_i, y_i, z_i).
         anatomy_mean, anatomy_logvar, contrast_mean, contrast_logvar: the posteriors, where the split is variational.
+        visible: (B, 1, x, y, z) bool on the halves' grid, where the net left hidden cells out; None where every cell is seen.
     """
 
     anatomy: Tensor
@@ -32,6 +33,7 @@ class Representation:
     anatomy_logvar: Tensor | None = None
     contrast_mean: Tensor | None = None
     contrast_logvar: Tensor | None = None
+    visible: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -77,4 +79,5 @@ def select(representation: Representation, rows: slice) -> Representation:
         anatomy_logvar=cut(representation.anatomy_logvar),
         contrast_mean=cut(representation.contrast_mean),
         contrast_logvar=cut(representation.contrast_logvar),
+        visible=cut(representation.visible),
     )

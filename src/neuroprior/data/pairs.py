@@ -1,14 +1,20 @@
 """Which scans of a subject are shown together, and where the box lies: a function of (seed, sample number).
 
 An epoch is every subject once, in an order drawn anew; of the subject a random session, and of the session a random pair
-of its scans (FOMO25 winner, arXiv 2601.13166). A session with one scan gives the scan alone, marked as no pair.
+of its scans (FOMO25 winner, arXiv 2601.13166). A subject's other pairs can be drawn too, each kind with a weight: the same contrast
+at another time, another contrast at another time, the same contrast on another scanner. A scan without a partner is shown
+alone, marked as no pair.
+
+Scans of one session share a grid; those of two sessions are laid on each other by their headers. Pairs of two sessions that
+do not align are found when first drawn, and left out with a reason or aligned rigidly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +23,18 @@ from torch.utils.data import Dataset
 
 from ..core import seeds
 from ..core.config import Config
-from ..core.errors import InputError
+from ..core.errors import ConfigError, InputError
+from . import alignment
 from .cases import box_slices, centred, crop
+from .diagnosis import health_class
 from .records import PairBatch
 from .store import SessionView, Store
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["session", "time", "both", "scanner"]
+"""What a pair's scans share: the session; the contrast; only the subject; the contrast, on two scanners."""
+Scan = tuple[SessionView, str]
 
 
 class PairConfig(Config):
@@ -30,10 +44,35 @@ class PairConfig(Config):
     """Box in voxels, the same for both scans of a pair."""
     contrasts: tuple[str, ...] | None = None
     """Only these contrasts; all by default."""
+    kinds: dict[Kind, float] = Field(default={"session": 1.0}, min_length=1)
+    """Weight of each kind of pair: ``session`` (other contrast), ``time`` (other session, same contrast), ``both`` (other session,
+    other contrast), ``scanner`` (as ``time``, on another scanner). A scan draws among the kinds that it has a partner for."""
+    misaligned: Literal["skip", "rigid", "keep"] = "skip"
+    """What becomes of pairs of two sessions that do not align by header; ``rigid`` needs the extra ``atlas``."""
+    min_overlap: float = Field(default=0.7, ge=0, le=1)
+    """Dice of two heads below which they count as misaligned."""
+    max_shift_mm: float = Field(default=6.0, ge=0)
+    """Misalignment (mm) beyond which two scans count as misaligned."""
+    balance: str | None = None
+    """Column by which subjects are drawn evenly (dataset, site, ...); by default an epoch is every subject once."""
+    temperature: float = Field(default=1.0, gt=0)
+    """With ``balance``: a group of n subjects has weight n^(1 / temperature); 1 is as it lies, large is even."""
+    repeat: int = Field(default=1, ge=1)
+    """Consecutive samples of one subject (subject-constant batches where it equals the batch)."""
+    label: str | None = None
+    """Label map of the store that is shown beside the scans, for objectives that learn from one."""
+    targets: Literal["raw", "fraction_of_icv", "z_scored"] = "z_scored"
+    """Form of the anatomical vectors, where a table of them is given: ml, shares of the intracranial volume, or these z-scored over
+    the training subjects. Raw volumes of any two subjects have a cosine of almost 1."""
+    shift: int = Field(default=0, ge=0)
+    """Largest random displacement (voxels along each axis) of the second scan's box: misalignment of purpose."""
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Probability that left and right are mirrored, in both scans alike."""
+    """Probability that left and right are mirrored, in both scans alike. Leave at 0 where a target knows left from right."""
     intensity: float = Field(default=0.0, ge=0)
     """Spread of a random gain and offset of each scan, in standard deviations of the image."""
+    remap: float = Field(default=0.0, ge=0, le=1)
+    """Probability, for each scan, that its intensities pass a random curve which need not rise: another, made-up contrast
+    (after the idea of SynthSeg, Billot et al. 2023, that a net which has seen any contrast depends on none)."""
     min_head: float = Field(default=0.3, ge=0, le=1)
     """A box with a smaller share of voxels that are not background is drawn again, up to four times."""
 
@@ -49,16 +88,33 @@ class PairDataset(Dataset[dict[str, Any]]):
     Args:
         store: the store.
         splits: the splits that are drawn from; sessions with no split count as ``train``.
-        config: box, contrasts, augmentation.
+        config: box, contrasts, kinds of pairs, augmentation.
         seed: of every draw.
-        augment: False draws boxes as ever, but neither mirrors nor changes intensities.
+        augment: False draws boxes as ever, but neither mirrors nor changes intensities nor displaces.
+        anatomy: anatomical vectors by subject, all of one length.
 
     Raises:
-        InputError: no session of these splits has a usable scan.
+        InputError: no session of these splits has a usable scan, or none has the wanted label.
+        ConfigError: no weight of a kind of pair is positive, or nobody has the column to balance by.
     """
 
-    def __init__(self, store: Store, splits: Sequence[str], config: PairConfig, *, seed: int, augment: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        splits: Sequence[str],
+        config: PairConfig,
+        *,
+        seed: int,
+        augment: bool = True,
+        anatomy: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.store, self.config, self.seed, self.augment = store, config, seed, augment
+        self.anatomy = dict(anatomy or {})
+        self.dimension = len(next(iter(self.anatomy.values()))) if self.anatomy else 0
+        self.skipped: dict[tuple[str, str, str, str], str] = {}
+        self._fits: dict[tuple[str, str, str, str], tuple[bool, np.ndarray | None]] = {}
+        if not any(weight > 0 for weight in config.kinds.values()):
+            raise ConfigError("no kind of pair has a weight", got=f"data.kinds={dict(config.kinds)}")
         by_subject: dict[str, list[SessionView]] = {}
         for session in store.sessions:
             if (session.split or "train") in splits and self.scans_of(session):
@@ -70,44 +126,169 @@ class PairDataset(Dataset[dict[str, Any]]):
                 got=f"contrasts {', '.join(config.contrasts or ('all',))}",
             )  # fmt: skip
         self.subjects = [by_subject[name] for name in sorted(by_subject)]
+        if config.label is not None and not any(config.label in s.labels for group in self.subjects for s in group):
+            raise InputError(
+                f"no session of split {' or '.join(splits)} has the label {config.label!r}", file=store.path,
+                expected=", ".join(sorted({name for s in store.sessions for name in s.labels})) or "a store with labels",
+            )  # fmt: skip
+        self._shares = self._balanced()
 
     def scans_of(self, session: SessionView) -> list[str]:
         """The session's scans that may be drawn."""
         wanted = self.config.contrasts
         return [name for name in sorted(session.scans) if wanted is None or name.split(".")[0] in wanted]
 
+    def _balanced(self) -> np.ndarray | None:
+        """Each subject's probability where drawing is balanced, else None."""
+        column = self.config.balance
+        if column is None:
+            return None
+        values = [str(getattr(group[0], column, None) or group[0].value(column)) for group in self.subjects]
+        if set(values) == {"None"}:
+            known = sorted({"dataset", *(key for group in self.subjects for key in group[0].columns)})
+            raise ConfigError(f"no subject has the column {column!r}", expected=", ".join(known), got=f"data.balance={column}")
+        names, number, counts = np.unique(values, return_inverse=True, return_counts=True)
+        weight = counts ** (1 / self.config.temperature)
+        logger.info(
+            "drawn by %s: %s", column, ", ".join(f"{n} {w:.0%}" for n, w in zip(names, weight / weight.sum(), strict=True))
+        )
+        share = (weight / counts)[number]
+        return share / share.sum()
+
     def __len__(self) -> int:
         """Samples of an epoch: the number of subjects. Sample numbers may be any non-negative integer."""
         return len(self.subjects)
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
-        """One pair: ``image_a``, ``image_b`` (x, y, z) float32, ``paired``, ``contrast_a``, ``contrast_b``, ``subject``, ``sample``."""
-        epoch, place = divmod(sample, len(self.subjects))
-        sessions = self.subjects[int(_order(self.seed, epoch, len(self.subjects))[place])]
+        """One pair: the fields of :class:`~neuroprior.data.records.PairBatch` without the batch axis (and without channels)."""
+        c = self.config
+        turn = sample // c.repeat
+        if self._shares is None:
+            epoch, place = divmod(turn, len(self.subjects))
+            who = int(_order(self.seed, epoch, len(self.subjects))[place])
+        else:
+            who = int(seeds.generator(self.seed, "subject", turn).choice(len(self.subjects), p=self._shares))
+        sessions = self.subjects[who]
         draw = seeds.generator(self.seed, "pair", sample)
         session = sessions[int(draw.integers(len(sessions)))]
         names = self.scans_of(session)
-        first = int(draw.integers(len(names)))
-        chosen = [names[first]]
-        if len(names) > 1:
-            chosen.append(names[(first + 1 + int(draw.integers(len(names) - 1))) % len(names)])
-        size = self.config.size
-        start, image = self._box(session, chosen[0], draw, size)
+        first: Scan = (session, names[int(draw.integers(len(names)))])
+        second, transform = self._partner(first, sessions, draw)
+        start, image = self._box(first, draw, c.size)
+        slip = np.zeros(3, int)
         images = [image]
-        for name in chosen[1:]:
-            box, offset = box_slices(start, size, session.shape)
-            images.append(crop(self.store.read(session.key, name, box), offset, size))
-        if self.augment:
-            images = self._augment(images, draw)
-        a, b = images[0], images[-1]
-        return {
-            "image_a": a, "image_b": b, "paired": len(chosen) > 1, "contrast_a": chosen[0].split(".")[0],
-            "contrast_b": chosen[-1].split(".")[0], "subject": session.subject, "sample": sample,
+        if second is not None:
+            if c.shift and self.augment:
+                slip = draw.integers(-c.shift, c.shift + 1, 3)
+            images.append(self._read(second, second[1], first, _moved(start, slip), transform))
+        labels: list[np.ndarray] = []
+        if c.label is not None:
+            for scan in (first, second or first)[: len(images)]:
+                labels.append(
+                    self._label(
+                        scan, first, start if scan is first else _moved(start, slip), None if scan is first else transform
+                    )
+                )
+        images, labels = self._augment(images, labels, draw)
+        vector = self.anatomy.get(session.subject)
+        found = {
+            "image_a": images[0], "image_b": images[-1], "paired": second is not None, "contrast_a": first[1].split(".")[0],
+            "contrast_b": (second or first)[1].split(".")[0], "subject": session.subject, "sample": sample,
+            "health": health_class(session.value("health")), "has_anatomy": vector is not None,
+            "anatomy": np.zeros(self.dimension, np.float32) if vector is None else vector.astype(np.float32), "has_label": False,
         }  # fmt: skip
+        if labels:
+            has = all(c.label in scan[0].labels for scan in (first, second or first))
+            found |= {"label_a": labels[0], "label_b": labels[-1], "has_label": has}
+        return found
 
-    def _box(
-        self, session: SessionView, name: str, draw: np.random.Generator, size: tuple[int, int, int]
-    ) -> tuple[list[int], np.ndarray]:
+    def partners(self, scan: Scan, sessions: Sequence[SessionView]) -> dict[Kind, list[Scan]]:
+        """The scans that may be paired with one, by kind; kinds without weight or without a partner are left out."""
+        session, name = scan
+        contrast, scanner = name.split(".")[0], session.value("scanner")
+        found: dict[Kind, list[Scan]] = {kind: [] for kind, weight in self.config.kinds.items() if weight > 0}
+        for other in sessions:
+            for candidate in self.scans_of(other):
+                same = candidate.split(".")[0] == contrast
+                if other.key == session.key:
+                    kinds: list[Kind] = ["session"] if candidate != name else []
+                elif same:
+                    machines = scanner is not None and other.value("scanner") is not None and other.value("scanner") != scanner
+                    kinds = ["time", "scanner"] if machines else ["time"]
+                else:
+                    kinds = ["both"]
+                for kind in kinds:
+                    if kind in found:
+                        found[kind].append((other, candidate))
+        return {kind: scans for kind, scans in found.items() if scans}
+
+    def _partner(
+        self, first: Scan, sessions: Sequence[SessionView], draw: np.random.Generator
+    ) -> tuple[Scan | None, np.ndarray | None]:
+        """A partner that aligns, and the rigid transform to its space where one is needed; None where there is no partner."""
+        found = self.partners(first, sessions)
+        while found:
+            kinds = sorted(found)
+            weights = np.array([self.config.kinds[kind] for kind in kinds])
+            kind = kinds[int(draw.choice(len(kinds), p=weights / weights.sum()))]
+            place = int(draw.integers(len(found[kind])))
+            second = found[kind].pop(place)
+            if not found[kind]:
+                del found[kind]
+            fits, transform = self._fit(first, second)
+            if fits:
+                return second, transform
+        return None, None
+
+    def _fit(self, first: Scan, second: Scan) -> tuple[bool, np.ndarray | None]:
+        """Whether a pair may be shown, and the rigid transform where one is needed; judged once a pair and process."""
+        if first[0].key == second[0].key or self.config.misaligned == "keep":
+            return True, None
+        name = (first[0].key, first[1], second[0].key, second[1])
+        if name not in self._fits:
+            volumes = [self.store.read(session.key, contrast) for session, contrast in (first, second)]
+            sides = (volumes[0], first[0].affine, volumes[1], second[0].affine)
+            reason = alignment.compare(*sides).reason(self.config.min_overlap, self.config.max_shift_mm)
+            transform = None
+            if reason is not None and self.config.misaligned == "rigid":
+                transform = alignment.rigid(*sides)
+                moved = alignment.resampled(volumes[1], second[0].affine, volumes[0].shape, first[0].affine, rigid=transform)
+                after = alignment.compare(volumes[0], first[0].affine, moved, first[0].affine)
+                left = after.reason(self.config.min_overlap, self.config.max_shift_mm)
+                reason = None if left is None else f"{reason}; rigid alignment did not help: {left}"
+            if reason is not None:
+                self.skipped[name] = reason
+                logger.warning("%s %s and %s %s are not paired: %s", *name, reason)
+            self._fits[name] = (reason is None, transform)
+        return self._fits[name]
+
+    def _read(
+        self, scan: Scan, array: str, first: Scan, start: Sequence[int], transform: np.ndarray | None, label: bool = False
+    ) -> np.ndarray:
+        """The box of ``first``'s grid that begins at ``start``, read from another scan (or label map) of the subject."""
+        session, size = scan[0], self.config.size
+        read = self.store.read_label if label else self.store.read
+        same_axes = np.allclose(session.affine[:3, :3], first[0].affine[:3, :3], atol=1e-4)
+        if transform is None and same_axes:
+            if session.key != first[0].key:
+                offset = np.linalg.inv(session.affine) @ first[0].affine
+                start = np.round(offset[:3, 3] + np.asarray(start)).astype(int).tolist()
+            box, offset_in_box = box_slices(start, size, session.shape)
+            return crop(read(session.key, array, box), offset_in_box, size)
+        corner = first[0].affine.copy()
+        corner[:3, 3] = (first[0].affine @ np.array([*start, 1.0]))[:3]
+        return alignment.resampled(
+            read(session.key, array), session.affine, size, corner, order=0 if label else 1, rigid=transform
+        )
+
+    def _label(self, scan: Scan, first: Scan, start: Sequence[int], transform: np.ndarray | None) -> np.ndarray:
+        name = self.config.label
+        if name is None or name not in scan[0].labels:
+            return np.zeros(self.config.size, np.int64)
+        return self._read(scan, name, first, start, transform, label=True).astype(np.int64)
+
+    def _box(self, scan: Scan, draw: np.random.Generator, size: tuple[int, int, int]) -> tuple[list[int], np.ndarray]:
+        session, name = scan
         best: tuple[float, list[int], np.ndarray] | None = None
         for _ in range(4):
             start = [
@@ -124,14 +305,44 @@ class PairDataset(Dataset[dict[str, Any]]):
         assert best is not None
         return best[1], best[2]
 
-    def _augment(self, images: list[np.ndarray], draw: np.random.Generator) -> list[np.ndarray]:
+    def _augment(
+        self, images: list[np.ndarray], labels: list[np.ndarray], draw: np.random.Generator
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        if not self.augment:
+            return images, labels
         if draw.random() < self.config.flip:
             images = [np.ascontiguousarray(image[::-1]) for image in images]
+            labels = [np.ascontiguousarray(label[::-1]) for label in labels]
         if self.config.intensity:
             for number, image in enumerate(images):
                 gain, shift = 1 + self.config.intensity * draw.standard_normal(), self.config.intensity * draw.standard_normal()
                 images[number] = np.where(image != 0, image * gain + shift, 0).astype(np.float32)
-        return images
+        if self.config.remap:
+            images = [remapped(image, draw) if draw.random() < self.config.remap else image for image in images]
+        return images, labels
+
+
+def remapped(image: np.ndarray, draw: np.random.Generator, knots: int = 6) -> np.ndarray:
+    """A scan whose intensities pass a random piecewise-linear curve between quantiles; z-scored over the head, background 0.
+
+    Args:
+        image: (x, y, z), background 0.
+        draw: of the curve's heights, standard normal at each knot.
+        knots: corners of the curve, at equal shares of the head's voxels.
+    """
+    head = image != 0
+    if head.sum() < knots:
+        return image
+    values = image[head]
+    places = np.unique(np.quantile(values, np.linspace(0, 1, knots)))
+    bent = np.interp(values, places, draw.standard_normal(len(places)))
+    out = np.zeros_like(image)
+    out[head] = (bent - bent.mean()) / (bent.std() + 1e-6)
+    return out
+
+
+def _moved(start: Sequence[int], slip: np.ndarray) -> list[int]:
+    return [int(s + d) for s, d in zip(start, slip, strict=True)]
 
 
 @lru_cache(maxsize=4)
@@ -142,15 +353,22 @@ def _order(seed: int, epoch: int, n: int) -> np.ndarray:
 def collate_pairs(samples: Sequence[dict[str, Any]]) -> PairBatch:
     """Samples of :class:`PairDataset` as one batch."""
 
-    def images(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([sample[name] for sample in samples]))[:, None]
+    def stacked(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([sample[name] for sample in samples]))
 
-    return PairBatch(
-        image_a=images("image_a"),
-        image_b=images("image_b"),
+    batch = PairBatch(
+        image_a=stacked("image_a")[:, None],
+        image_b=stacked("image_b")[:, None],
         paired=torch.tensor([sample["paired"] for sample in samples]),
         contrast_a=[sample["contrast_a"] for sample in samples],
         contrast_b=[sample["contrast_b"] for sample in samples],
         subject=[sample["subject"] for sample in samples],
         sample=torch.tensor([sample["sample"] for sample in samples], dtype=torch.int64),
+        health=torch.tensor([sample["health"] for sample in samples], dtype=torch.int64),
+        anatomy=stacked("anatomy"),
+        has_anatomy=torch.tensor([sample["has_anatomy"] for sample in samples]),
+        has_label=torch.tensor([sample["has_label"] for sample in samples]),
     )
+    if "label_a" in samples[0]:
+        batch["label_a"], batch["label_b"] = stacked("label_a"), stacked("label_b")
+    return batch

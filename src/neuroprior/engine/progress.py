@@ -32,6 +32,7 @@ class Progress:
             )  # fmt: skip
             self.bar.start()
             self.task = self.bar.add_task("training", total=steps, completed=start, text="")
+        self.warnings: list[str] = []
 
     def update(self, step: int, loss: float, wait: float) -> None:
         """Say where the run is; ``wait`` is the share of time spent waiting for data, in [0, 1]."""
@@ -40,12 +41,18 @@ class Progress:
         now = time.perf_counter()
         speed = (step - self.start) / max(now - self.began, 1e-9)
         left = (self.steps - step) / max(speed, 1e-9)
-        text = f"loss {loss:.4f}  {speed:.2f} steps/s  data wait {wait:.0%}"
+        alarms = f"  ALARM: {', '.join(self.warnings)}" if self.warnings else ""
+        text = f"loss {loss:.4f}  {speed:.2f} steps/s  data wait {wait:.0%}{alarms}"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, text=text)
         elif now - self.said > 10 or step >= self.steps:
             self.said = now
             logger.info("step %d/%d  %s  %d:%02d left", step, self.steps, text, left // 60, left % 60)
+
+    def warn(self, kind: str) -> None:
+        """Show a kind of alarm for the rest of the run."""
+        if kind not in self.warnings:
+            self.warnings.append(kind)
 
     def close(self) -> None:
         """Leave the terminal tidy."""

@@ -10,7 +10,7 @@ A run folder::
       recipe.yaml  environment.json     what was asked for, and with what
       events.jsonl  tensorboard/        the trace
       panels/step-000100.png            pictures of fixed cases
-      state/step-00000100.pt            the last two resumable states
+      state/step-00000100.pt            the last two resumable states, and the last one of good health
       model/                            usable at any time after the first state
       ledger.json                       cost
       complete.json                     written last
@@ -41,6 +41,7 @@ from ..core.config import Config
 from ..core.errors import ArtifactError, ConfigError, DivergenceError
 from . import events, optimisers
 from .allocator import keep_freed_memory
+from .health import ADVICE, Alarm, HealthConfig, Monitor, Observation, measure, probe
 from .ledger import Ledger, Meter
 from .optimisers import OptimizerConfig
 from .progress import Progress
@@ -93,6 +94,8 @@ class TrainingConfig(Config):
     """Steps between two validations; there is always one at the end."""
     panels_every: int | None = Field(default=None, ge=1)
     """Steps between two pictures; there is always one at the end."""
+    health: HealthConfig = HealthConfig()
+    """When the run is looked at, and what an alarm does."""
 
     def resolved(self, samples_per_epoch: int) -> TrainingConfig:
         """The same with ``steps``, ``steps_per_epoch`` and ``warmup_steps`` as numbers.
@@ -146,6 +149,7 @@ def train(
     recipe: Mapping[str, Any],
     validate: Callable[[Any], dict[str, float]] | None = None,
     panels: Callable[[Any, Path], object] | None = None,
+    observe: Callable[[Any], Observation] | None = None,
 ) -> TrainingResult:
     """Train a module, resuming the run folder where an earlier call left it.
 
@@ -158,10 +162,12 @@ def train(
         recipe: plain data that says what this run is; a folder made from another one is refused.
         validate: named scores of the module, ``loss`` among them.
         panels: draws pictures of fixed cases into a PNG file.
+        observe: shows what the module makes of fixed inputs, for the health checks; a function of the module alone.
 
     Raises:
         ConfigError: the folder holds a run of another recipe, or no length is given.
-        DivergenceError: the loss is no longer finite; the last good state stays.
+        DivergenceError: the loss is not finite or explodes (or features collapse, with ``health.action=stop``) and going back
+            to the last good state did not help as often as ``health.max_rollbacks`` allows; that state stays.
     """
     if config.steps is None:
         raise ConfigError("training.steps is not set")
@@ -180,7 +186,7 @@ def train(
             artifacts.write_text(run / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
         artifacts.write_json(run / "environment.json", artifacts.provenance("train"))
     state = _load_state(run)
-    loop = _Loop(module, config, run, loader, save_model, validate, panels, state)
+    loop = _Loop(module, config, run, loader, save_model, validate, panels, observe, state)
     cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
     if cpu:
         keep_freed_memory()
@@ -212,11 +218,14 @@ class _Loop(lightning.LightningModule):
     def __init__(
         self, module: nn.Module, config: TrainingConfig, run: Path, loader: Callable[[int, int, int], Iterable[Any]],
         save_model: Callable[[Any, Path], object], validate: Callable[[Any], dict[str, float]] | None,
-        panels: Callable[[Any, Path], object] | None, state: dict[str, Any] | None,
+        panels: Callable[[Any, Path], object] | None, observe: Callable[[Any], Observation] | None, state: dict[str, Any] | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.module, self.config, self.run = module, config, run
         self._loader, self._save_model, self._validate, self._panels = loader, save_model, validate, panels
+        self._observe = observe
+        self._good = _good_state(run)
+        self.monitor = Monitor(config.health, config.steps or 1, state.get("health") if state else None)
         self._state = state
         self.start = int(state["step"]) if state else 0
         self.step = self.start
@@ -241,6 +250,7 @@ class _Loop(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Restore the optimiser, rewind the trace, compile."""
+        fresh = self._state is None
         if self._state is not None:
             _restore(self.trainer.optimizers[0], self._state["optimizer"])
             self._state = None
@@ -250,11 +260,14 @@ class _Loop(lightning.LightningModule):
         if self.trainer.is_global_zero:
             from torch.utils.tensorboard import SummaryWriter
 
-            events.rewind(self.run / "events.jsonl", self.start)
+            events.rewind(self.run / "events.jsonl", -1 if fresh else self.start)
             self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.start + 1)
         if self.config.compile:
             self._runner = _compiled(self.module)
         self.module.train()
+        if fresh:
+            self._look()
+            self._checkpoint()  # something to go back to
 
     def on_train_start(self) -> None:
         """Listen to signals; Lightning has put its own handlers up by now, which would end the process without a state."""
@@ -272,10 +285,14 @@ class _Loop(lightning.LightningModule):
         self.book.data_wait_seconds += time.perf_counter() - self._ended
         if self.book.forward_flops is None:
             self.book.forward_flops = _count_flops(self.module, batch, self.config.seed)
-        rate = self.config.optimizer.lr * factor(self.config.schedule, self.step, self.config.steps or 1)
+        rate = self._rate(self.step)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
         torch.manual_seed(seeds.entropy(self.config.seed, "step", self.step, len(self._micro), self.global_rank) % 2**63)
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step (counted from 0), rollbacks included."""
+        return self.config.optimizer.lr * factor(self.config.schedule, step, self.config.steps or 1) * self.monitor.lr_scale
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a micro-batch."""
@@ -297,16 +314,17 @@ class _Loop(lightning.LightningModule):
         self._pending.append((self.step, parts))
         c, last = self.config, self.step >= (self.config.steps or 0)
         stop = self._anybody_stops()
-        if last or stop or self.step % c.log_every == 0:
+        due = c.checkpoint_steps and self.step % c.checkpoint_steps == 0
+        due = due or (time.perf_counter() - self._checkpointed) / 60 >= c.checkpoint_minutes
+        if last or stop or due or self.step % c.log_every == 0:
             self._flush()
+        if last or due or self.step % c.health.interval(c.steps or 1) == 0:
+            self._look()
         if last or (c.validate_every and self.step % c.validate_every == 0):
             self._run_validation()
         if last or (c.panels_every and self.step % c.panels_every == 0):
             self._draw_panels()
-        due = c.checkpoint_steps and self.step % c.checkpoint_steps == 0
-        due = due or (time.perf_counter() - self._checkpointed) / 60 >= c.checkpoint_minutes
         if last or stop or due:
-            self._flush()
             self._checkpoint()
         if stop and not last:
             logger.warning("%s: stopped after step %d with a usable model; the same command resumes", stop, self.step)
@@ -352,22 +370,83 @@ class _Loop(lightning.LightningModule):
         self.meter.read(self.book)
         lines = []
         for step, row in zip(steps, rows, strict=True):
-            rate = self.config.optimizer.lr * factor(self.config.schedule, step - 1, self.config.steps or 1)
-            lines.append({"event": "step", "step": step, **dict(zip(names, row, strict=True)), "lr": rate})
-        bad = next((line for line in lines if not math.isfinite(line["loss"])), None)
-        if bad is not None:
-            raise DivergenceError(
-                f"the loss is {bad['loss']} at step {bad['step']}", file=self.run, expected="a finite loss",
-                got=", ".join(f"{name} {bad[name]:.3g}" for name in (*names, "lr")),
-                next_step="lower training.optimizer.lr or training.clip_norm, or lengthen the warm-up; the last good state is kept",
-            )  # fmt: skip
+            lines.append({"event": "step", "step": step, **dict(zip(names, row, strict=True)), "lr": self._rate(step - 1)})
+        finite = [line for line in lines if math.isfinite(line["loss"])]
         if self.trainer.is_global_zero:
-            events.append(self.run / "events.jsonl", lines)
-            for line in lines:
+            events.append(self.run / "events.jsonl", finite)
+            for line in finite:
                 for name in (*names, "lr"):
                     self.writer.add_scalar(f"train/{name}", line[name], line["step"])
+        wrong = self.monitor.loss([line["loss"] for line in lines])
+        if wrong is not None:
+            bad = next((line for line in lines if not math.isfinite(line["loss"])), lines[-1])
+            self._tell([wrong])
+            self._go_back(wrong, ", ".join(f"{name} {bad[name]:.3g}" for name in (*names, "lr")))
+            return
         wait = self.book.data_wait_seconds / self.book.wall_seconds if self.book.wall_seconds else 0.0
         self.progress.update(self.step, lines[-1]["loss"], wait)
+
+    def _look(self) -> None:
+        """Look at the health of the features; every process sees the same module and comes to the same verdict."""
+        if self._observe is None:
+            return
+        start = time.perf_counter()
+        seen = self._seen()
+        found = measure(seen)
+        due = self.monitor.look(self.step, found, seen.identify)
+        if self.trainer.is_global_zero:
+            events.append(self.run / "events.jsonl", [{"event": "health", "step": self.step, **found}])
+            for name, value in found.items():
+                self.writer.add_scalar(f"health/{name}", value, self.step)
+        self._tell(due)
+        self.book.validation_seconds += time.perf_counter() - start
+        action = self.config.health.action
+        harmful = [alarm for alarm in due if alarm.kind != "targets"]
+        if harmful and action != "warn":
+            self._go_back(harmful[0], f"{harmful[0].kind} of {harmful[0].name}", stop=action == "stop")
+
+    def _seen(self) -> Observation:
+        assert self._observe is not None
+        self.module.eval()
+        with torch.no_grad():
+            seen = self._observe(self.module)
+        self.module.train()
+        return seen
+
+    def _tell(self, alarms: list[Alarm]) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        for alarm in alarms:
+            logger.warning("step %d, %s", self.step, alarm)
+            self.progress.warn(alarm.kind)
+        events.append(self.run / "events.jsonl", [alarm.event(self.step) for alarm in alarms])
+
+    def _go_back(self, alarm: Alarm, got: str, *, stop: bool = False) -> None:
+        """Take the weights and the optimiser of the last good state, with a lower learning rate, and go on from this step.
+
+        Raises:
+            DivergenceError: there is no good state, or the run went back often enough.
+        """
+        good = None if stop or self.monitor.rollbacks >= self.config.health.max_rollbacks else _load_state(self.run, healthy=True)
+        if good is None:
+            after = f" after {self.monitor.rollbacks} rollbacks" if self.monitor.rollbacks else ""
+            raise DivergenceError(
+                f"{alarm.kind} of {alarm.name} ({alarm.value:.3g}) at step {self.step}{after}", file=self.run,
+                expected=f"threshold {alarm.threshold:.3g}", got=got,
+                next_step=f"{ADVICE[alarm.kind]}; the last good state is kept",
+            )  # fmt: skip
+        self.module.load_state_dict(good["module"], strict=True)
+        _restore(self.trainer.optimizers[0], good["optimizer"])
+        self.monitor.rolled_back()
+        if self.trainer.is_global_zero:
+            logger.warning(
+                "step %d: went back to the weights of step %d, learning rate times %.3g from now on",
+                self.step,
+                good["step"],
+                self.monitor.lr_scale,
+            )
+            line = {"event": "rollback", "step": self.step, "to": good["step"], "lr_scale": self.monitor.lr_scale}
+            events.append(self.run / "events.jsonl", [line])
 
     def _run_validation(self) -> None:
         if self._validate is None:
@@ -382,6 +461,12 @@ class _Loop(lightning.LightningModule):
             for name, value in scores.items():
                 self.writer.add_scalar(f"validation/{name}", value, self.step)
             logger.info("step %d, validation: %s", self.step, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        if self._observe is not None:
+            read = probe(self._seen())
+            if self.trainer.is_global_zero and read:
+                events.append(self.run / "events.jsonl", [{"event": "probe", "step": self.step, **read}])
+                for name, value in read.items():
+                    self.writer.add_scalar(f"probe/{name}", value, self.step)
         self.book.validation_seconds += time.perf_counter() - start
 
     def _draw_panels(self) -> None:
@@ -400,12 +485,15 @@ class _Loop(lightning.LightningModule):
             self._save_model(self.module, self.run / "model")
             content = {
                 "step": self.step, "module": self.module.state_dict(), "optimizer": self.trainer.optimizers[0].state_dict(),
-                "ledger": asdict(self.book),
+                "ledger": asdict(self.book), "health": self.monitor.state(),
             }  # fmt: skip
             with artifacts.atomic(folder / f"step-{self.step:08d}.pt") as temporary:
                 torch.save(content, temporary)
+            if self.monitor.healthy:
+                self._good = folder / f"step-{self.step:08d}.pt"
             for old in sorted(folder.glob("step-*.pt"))[:-2]:
-                old.unlink()
+                if old != self._good:
+                    old.unlink()
             self._write_ledger()
         self._checkpointed = time.perf_counter()
         self.book.checkpoint_seconds += self._checkpointed - start
@@ -427,14 +515,23 @@ class _Loop(lightning.LightningModule):
         self._mark()
 
 
-def _load_state(run: Path) -> dict[str, Any] | None:
-    """The newest readable state, or None. States are written atomically, so an unreadable one is damage and is told."""
+def _load_state(run: Path, *, healthy: bool = False) -> dict[str, Any] | None:
+    """The newest readable state (of good health), or None. States are written atomically, so an unreadable one is damage and is told."""
     for path in sorted((run / "state").glob("step-*.pt"), reverse=True):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError) as error:
             logger.warning("the state %s is damaged (%s): taking the one before", path, str(error).splitlines()[0])
+            continue
+        if not healthy or state["health"]["healthy"]:
+            return state
     return None
+
+
+def _good_state(run: Path) -> Path | None:
+    """The newest state of good health."""
+    state = _load_state(run, healthy=True)
+    return None if state is None else run / "state" / f"step-{state['step']:08d}.pt"
 
 
 def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

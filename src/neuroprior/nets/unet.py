@@ -8,7 +8,7 @@ a contrast half of 256 channels each. While pretraining there are no skip connec
 
 Departures:
 
-- ``split="none"`` gives the bottleneck itself to the anatomy half and nothing to the contrast half (plain baselines).
+- Other splits are offered beside the variational one (``nets/_split``).
 - Any input size: it is padded with zeros at its far end to a multiple of the coarsest stride, and the output cut back.
 - Skips are added by surgery (:func:`with_skips`): the convolution after each upsampling is widened with zero weights, so
   that the widened net first computes exactly what the pretrained one did.
@@ -17,28 +17,24 @@ Departures:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.config import Config as BaseConfig
 from ..core.representation import Representation
+from ._grid import cut, padded
+from ._split import SplitConfig, represent
 
 
-class Config(BaseConfig):
+class Config(SplitConfig):
     """Settings of the U-Net."""
 
     features: tuple[int, ...] = Field(default=(32, 64, 128, 256, 512), min_length=2)
     """Channels of each level, finest first."""
     convolutions: int = Field(default=2, ge=1)
     """Convolutions a level in the encoder; the decoder has one."""
-    split: Literal["variational", "none"] = "variational"
-    """How the representation is split."""
-    latent: int = Field(default=256, ge=1)
-    """Channels of each half of a variational split."""
     skips: bool = False
     """Whether the decoder's convolutions take skip connections."""
 
@@ -73,20 +69,13 @@ class UNet(nn.Module):
         f = config.features
         self.stage_channels: tuple[int, ...] = f
         self.stage_strides: tuple[int, ...] = tuple(2**level for level in range(len(f)))
+        self.feature_channels: int = f[0]
         self.encoder = nn.ModuleList(
             nn.Sequential(*(Block(before if n == 0 else here, here) for n in range(config.convolutions)))
             for before, here in zip((1, *f[:-1]), f, strict=True)
         )
-        if config.split == "variational":
-            self.anatomy_channels, self.contrast_channels = config.latent, config.latent
-            self.latent = nn.ModuleDict(
-                {
-                    name: nn.Conv3d(sum(f), config.latent, 1)
-                    for name in ("anatomy_mean", "anatomy_logvar", "contrast_mean", "contrast_logvar")
-                }
-            )
-        else:
-            self.anatomy_channels, self.contrast_channels = f[-1], 0
+        self.anatomy_channels, self.contrast_channels = config.halves(f[-1])
+        self.latent = config.latents(sum(f))
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()
         below = self.anatomy_channels + self.contrast_channels
@@ -96,42 +85,29 @@ class UNet(nn.Module):
             below = here
         self.out = nn.Conv3d(f[0], 1, 1)
 
-    def code_shape(self, size: Sequence[int]) -> tuple[int, int, int, int]:
-        """(channels, x, y, z) of each half for an input of ``size`` voxels."""
+    def code_grid(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Cells of both halves for an input of ``size`` voxels."""
         stride = self.stage_strides[-1]
         x, y, z = (-(-int(n) // stride) for n in size)
-        return self.anatomy_channels, x, y, z
+        return x, y, z
 
-    def encode(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Representation:
+    def encode(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, hidden: Tensor | None = None) -> Representation:
         """The representation of (B, 1, x, y, z) scans.
 
         Args:
             x: conformed intensities.
             noise: standard normal tensors for the anatomy and the contrast half; None gives the means.
+            hidden: (B, 1, x, y, z) bool, voxels that the net must not see: they are set to 0.
         """
-        stride = self.stage_strides[-1]
-        pad = [(-n) % stride for n in x.shape[2:]]
-        if any(pad):
-            x = functional.pad(x, (0, pad[2], 0, pad[1], 0, pad[0]))
+        x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
         stages: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             x = block(functional.max_pool3d(x, 2) if level else x)
             stages.append(x)
-        if self.config.split == "none":
-            return Representation(x, x[:, :0], tuple(stages))
-        last = len(stages) - 1
-        pooled = torch.cat([functional.avg_pool3d(s, 2 ** (last - n)) if n < last else s for n, s in enumerate(stages)], 1)
-        am, al, cm, cl = (
-            self.latent[name](pooled) for name in ("anatomy_mean", "anatomy_logvar", "contrast_mean", "contrast_logvar")
-        )
-        anatomy, contrast = am, cm
-        if noise is not None:
-            anatomy = am + torch.exp(0.5 * al) * noise[0].to(am.dtype)
-            contrast = cm + torch.exp(0.5 * cl) * noise[1].to(cm.dtype)
-        return Representation(anatomy, contrast, tuple(stages), am, al, cm, cl)
+        return represent(self.config, self.latent, stages, noise)
 
     def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool) -> Tensor:
-        """The decoder's finest feature map (B, C0, x, y, z) on the padded grid of ``stages`` (see :meth:`cut`).
+        """The decoder's finest feature map (B, C0, x, y, z) on the padded grid of ``stages``.
 
         Args:
             stages: the encoder's maps; only used with ``skips``.
@@ -157,10 +133,10 @@ class UNet(nn.Module):
         x = self.out(self.decode_features((), torch.cat([anatomy, contrast], 1), skips=False))
         return x if size is None else cut(x, size)
 
-
-def cut(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The first ``size`` voxels along each spatial axis: undoes the padding of :meth:`UNet.encode`."""
-    return x[..., : size[0], : size[1], : size[2]]
+    def reconstruct(self, representation: Representation, size: Sequence[int]) -> Tensor:
+        """The scan (B, 1, x, y, z) from its representation, with skip connections where the net has them."""
+        code = torch.cat([representation.anatomy, representation.contrast], 1)
+        return cut(self.out(self.decode_features(representation.stages, code, skips=self.config.skips)), size)
 
 
 def build(config: Config) -> UNet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,18 @@ class Recipe:
             return module.build(net, parse(module.Config, self.objective))
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def fitted(self, **found: Any) -> Recipe:
+        """The recipe with what the data say (``dimension``, ``contrasts``) where the objective has such a setting and it is not given."""
+        fields = shelf.load("objectives", self.objective_name).Config.model_fields
+        missing = {name: value for name, value in found.items() if name in fields and name not in self.objective}
+        return replace(self, objective=self.objective | missing)
+
+    def wants_vectors(self) -> bool:
+        """Whether the objective has a term on anatomical vectors."""
+        module = shelf.load("objectives", self.objective_name)
+        settings = parse(module.Config, self.objective)
+        return bool(getattr(settings, "anatomy", 0.0)) and getattr(settings, "target", None) == "vector"
 
     @property
     def full_weight_epoch(self) -> float:

@@ -10,7 +10,7 @@ Loss: 3 (rec A + rec B) + 1 (cross A + cross B) + k (four KL terms, means over e
 + 0.5 cos(cA, cB), with smooth L1 (beta 0.1) over the whole volume and k rising linearly to 0.001 over 10 epochs.
 
 Departures: a session with one scan is not paired with its copy; it carries the reconstruction and KL terms of that
-scan alone. The cosines are those of the flattened posterior means. Each sample's loss is computed first and averaged then.
+scan alone. The cosines are those of the flattened posterior means. A split by channels has no posterior: no noise, no KL. Each sample's loss is computed first and averaged then.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.nn import functional
 from ..core.config import Config as BaseConfig
 from ..core.representation import Representation, select
 from ..data.records import PairBatch
+from ._agreement import Agreement, agreement, flat_cosine
 from ._masking import block_mask, noise
 
 
@@ -51,19 +52,25 @@ class Config(BaseConfig):
     kl_epochs: float = Field(default=10.0, ge=0)
     """Epochs over which the KL weight rises linearly from 0."""
     agreement: float = Field(default=0.5, ge=0)
-    """Weight of 1 - cos(sA, sB)."""
+    """Weight of the agreement of sA and sB: 1 - cos(sA, sB) in the paper's form."""
+    agreement_form: Agreement = "cosine"
+    """Form of the agreement term (see ``_agreement``)."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Of the dense contrastive form."""
     separation: float = Field(default=0.5, ge=0)
     """Weight of cos(cA, cB)."""
 
 
 class CrossContrast(nn.Module):
-    """The objective around a net with a variational split."""
+    """The objective around a net with a split."""
 
     def __init__(self, net: nn.Module, config: Config) -> None:
         super().__init__()
         if net.contrast_channels == 0:
-            raise ValueError("cross_contrast needs a net with a split: set net.split=variational")
+            raise ValueError("cross_contrast needs a net with a split: set net.split=variational (the paper's) or channels")
         self.net, self.config = net, config
+        self.variational = net.config.split == "variational"
+        self.couples_samples = bool(config.agreement) and config.agreement_form != "cosine"
 
     def forward(self, batch: PairBatch, *, epoch: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
         """``loss`` and its unweighted parts, each a mean over samples (pair terms: over all samples, 0 where unpaired)."""
@@ -78,19 +85,28 @@ class CrossContrast(nn.Module):
         rec = self._error(plain, image, scored) * both
         cross = self._error(crossed, image, scored) * torch.cat([paired, paired])
         a, b = select(code, slice(0, n)), select(code, slice(n, 2 * n))
-        agreement = (1 - _cosine(a.anatomy_mean, b.anatomy_mean)) * paired
-        separation = _cosine(a.contrast_mean, b.contrast_mean) * paired
-        kl = (_kl(code.anatomy_mean, code.anatomy_logvar) + _kl(code.contrast_mean, code.contrast_logvar)) * both
+        agree = agreement(
+            c.agreement_form, *self._means(a, b, "anatomy"), batch["paired"].to(image.device), batch["subject"], temperature=c.temperature
+        )  # fmt: skip
+        separation = flat_cosine(*self._means(a, b, "contrast")) * paired
+        kl = both.new_zeros(2 * n)
+        if self.variational:
+            kl = (_kl(code.anatomy_mean, code.anatomy_logvar) + _kl(code.contrast_mean, code.contrast_logvar)) * both
         weight = c.kl * (min(1.0, epoch / c.kl_epochs) if c.kl_epochs else 1.0)
         parts = {
             "reconstruction": rec.sum() / n, "cross": cross.sum() / n, "kl": kl.sum() / n,
-            "agreement": agreement.sum() / n, "separation": separation.sum() / n,
+            "agreement": agree, "separation": separation.sum() / n,
         }  # fmt: skip
         loss = (
             c.reconstruction * parts["reconstruction"] + c.cross * parts["cross"] + weight * parts["kl"]
             + c.agreement * parts["agreement"] + c.separation * parts["separation"]
         )  # fmt: skip
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+
+    def _means(self, a: Representation, b: Representation, half: str) -> tuple[Tensor, Tensor]:
+        """Both scans' posterior means of a half; the half itself where the split is not variational."""
+        name = f"{half}_mean" if self.variational else half
+        return getattr(a, name), getattr(b, name)
 
     def _inputs(self, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor]:
         """(2B, 1, x, y, z) scans, A before B, and which voxels are hidden."""
@@ -104,14 +120,14 @@ class CrossContrast(nn.Module):
     def _encode(self, image: Tensor, hidden: Tensor, sample: Tensor, seed: int) -> Representation:
         """A and B in one batch, with reparameterised samples while training."""
         epsilon = None
-        if self.training:
-            shape = self.net.code_shape(image.shape[2:])
+        if self.training and self.variational:
+            shape = (self.net.anatomy_channels, *self.net.code_grid(image.shape[2:]))
             halves = [
                 torch.cat([noise(sample, shape, seed=seed, purpose=f"noise {half} {name}") for name in ("a", "b")])
                 for half in ("anatomy", "contrast")
             ]
             epsilon = (halves[0].to(image.device, non_blocking=True), halves[1].to(image.device, non_blocking=True))
-        return self.net.encode(image.masked_fill(hidden, 0.0), epsilon)
+        return self.net.encode(image, epsilon, hidden)
 
     def _decode(self, code: Representation, size: torch.Size, n: int) -> tuple[Tensor, Tensor]:
         """The plain and the cross reconstructions, (2B, 1, x, y, z) each, from one batch of four decodes."""
@@ -144,12 +160,6 @@ class CrossContrast(nn.Module):
             for name, rows in (("A", slice(0, n)), ("B", slice(n, 2 * n)))
             for what, tensor in (("scan", image), ("masked", masked), ("reconstruction", plain), ("cross", crossed))
         }
-
-
-def _cosine(a: Tensor | None, b: Tensor | None) -> Tensor:
-    """(B,) cosine similarity of flattened halves."""
-    assert a is not None and b is not None
-    return functional.cosine_similarity(a.float().flatten(1), b.float().flatten(1), dim=1)
 
 
 def _kl(mean: Tensor | None, logvar: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 After He et al. 2022 (arXiv 2111.06377) in 3-D, with the SSL3D winner's settings (Gordaliza, Banus et al., arXiv
 2601.13166): blocks of 16^3, 75 % hidden and set to 0, squared error on hidden voxels only, each sample its own mask.
-Departures: the net sees the masked scan whole (a U-Net cannot leave tokens out); both scans of a pair are used, as two samples.
+Departures: a convolutional net sees the masked scan whole, a transformer leaves the hidden tokens out; both scans of a pair
+are used, as two samples.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Config(BaseConfig):
 class MAE(nn.Module):
     """Mean squared error over hidden voxels."""
 
+    couples_samples = False
+
     def __init__(self, net: nn.Module, config: Config) -> None:
         super().__init__()
         self.net, self.config = net, config
@@ -57,8 +60,7 @@ class MAE(nn.Module):
         return torch.cat(images), hidden, torch.cat(weights).to(a.device, non_blocking=True)
 
     def _reconstruct(self, image: Tensor, hidden: Tensor) -> Tensor:
-        representation = self.net.encode(image.masked_fill(hidden, 0.0))
-        return self.net.decode(representation.anatomy, representation.contrast, image.shape[2:])
+        return self.net.reconstruct(self.net.encode(image, hidden=hidden), image.shape[2:])
 
     @torch.no_grad()
     def panels(self, batch: PairBatch, *, seed: int = 0) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 def pretrain(
     store: Path,
     recipe: str = "tiny",
+    anatomy: Path | None = None,
     out: Path = Path("runs/pretrain"),
     set: list[str] | None = None,
     dry_run: bool = False,
@@ -24,6 +25,7 @@ def pretrain(
     Args:
         store: prepared store; its train split is learned from, val only watched, test never touched.
         recipe: name on the recipes shelf, or a YAML file.
+        anatomy: table of anatomical volumes made by neuroprior anatomy, for objectives that learn from it.
         out: run folder; an interrupted run there is resumed.
         set: settings such as training.steps=500 or objective.wiring=other.
         dry_run: only check everything and say what would be done.
@@ -34,7 +36,7 @@ def pretrain(
     Raises:
         ConfigError: a setting is unknown or impossible, or the folder holds another run.
         InputError: the store has nothing to train on.
-        DivergenceError: the loss is no longer finite.
+        DivergenceError: the loss is not finite or explodes, and going back to the last good state did not help.
     """
     import torch
 
@@ -42,6 +44,7 @@ def pretrain(
     from ..data.loading import make_loader
     from ..data.pairs import PairDataset, collate_pairs
     from ..data.store import Store
+    from ..data.watching import observer
     from ..engine import panels
     from ..engine.training import train
     from ..inference import model as models
@@ -50,12 +53,15 @@ def pretrain(
     settings = read_recipe(recipe, set or [])
     opened = Store.open(store)
     config = settings.training
-    dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed)
+    summary = opened.data_summary()
+    vectors = _vectors(settings, opened, anatomy)
+    dimension = len(next(iter(vectors.values()))) if vectors else 0
+    settings = settings.fitted(dimension=dimension, contrasts=tuple(summary["contrasts"]))
+    dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed, anatomy=vectors)
     config = config.resolved(len(dataset))
     torch.manual_seed(seeds.entropy(config.seed, "initialisation") % 2**63)  # the only use of the global generator
     net = models.build_net(settings.net_name, settings.net)
     objective = settings.build_objective(net)
-    summary = opened.data_summary()
     parameters = sum(p.numel() for p in net.parameters())
     logger.info(
         "%s with %s (%.2f M parameters) on %d subjects, %d sessions, %d scans: %d steps of %d pairs of %s voxels",
@@ -74,7 +80,7 @@ def pretrain(
     has_validation = any(session.split == "val" for session in opened.sessions)
     batches: list[Any] = []
     if has_validation:
-        watched = PairDataset(opened, ("val",), settings.data, seed=config.seed + 1, augment=False)
+        watched = PairDataset(opened, ("val",), settings.data, seed=config.seed + 1, augment=False, anatomy=vectors)
         batches = [
             collate_pairs([watched[number + k] for k in range(config.batch)])
             for number in range(0, min(16, max(config.batch, 2 * len(watched))), config.batch)
@@ -89,7 +95,10 @@ def pretrain(
                 found.setdefault(name, []).append(float(value))
         return {name: sum(values) / len(values) for name, values in found.items()}
 
-    pictured = PairDataset(opened, ("val",) if has_validation else ("train",), settings.data, seed=config.seed + 2, augment=False)
+    pictured = PairDataset(
+        opened, ("val",) if has_validation else ("train",), settings.data, seed=config.seed + 2, augment=False, anatomy=vectors
+    )
+    seen = PairDataset(opened, ("train",), settings.data, seed=config.seed + 3, augment=False, anatomy=vectors)
     picture_batch = collate_pairs([pictured[number] for number in range(3)])
 
     def draw(module: Any, path: Path) -> None:
@@ -125,7 +134,40 @@ def pretrain(
         recipe=identity,
         validate=validation if batches else None,
         panels=draw,
+        observe=observer(seen, pictured if has_validation else None, config.batch),
     )
+
+
+def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
+    """The anatomical vector of each subject of the store that has one; empty where none is asked for.
+
+    Raises:
+        ConfigError: the objective learns from vectors and no table is given.
+        InputError: hardly any training subject of the store is in the table.
+    """
+    from ..core.errors import ConfigError
+    from ..data.anatomy import AnatomyTable
+
+    if table is None:
+        if settings.wants_vectors():
+            raise ConfigError(
+                f"{settings.objective_name} learns from anatomical volumes, and no table of them is given",
+                next_step="neuroprior anatomy INDEX --out anatomy.parquet, then --anatomy anatomy.parquet; or objective.anatomy=0",
+            )
+        return {}
+    train = sorted({session.subject for session in store.sessions if (session.split or "train") == "train"})
+    targets = AnatomyTable.read(table).targets(settings.data.targets, train)
+    everyone = sorted({session.subject for session in store.sessions})
+    found = {subject: vector for subject in everyone if (vector := targets.vector(subject)) is not None}
+    having = sum(subject in found for subject in train)
+    logger.info(
+        "anatomical vectors: %d volumes, %d of %d training subjects (%s)",
+        len(targets.names),
+        having,
+        len(train),
+        settings.data.targets,
+    )
+    return found
 
 
 def _moved(batch: Any, device: Any) -> Any:

@@ -19,7 +19,7 @@ def report(sources: list[Path], out: Path = Path("report"), title: str = "Neurop
     """Write one offline HTML page from any mix of runs, predictions and scores.
 
     Args:
-        sources: run folders, predictions folders, and scores tables (.parquet).
+        sources: run folders, predictions folders, and tables of scores or probes (.parquet).
         out: folder of the report: report.html and scores.csv.
         title: of the page.
 
@@ -36,12 +36,15 @@ def report(sources: list[Path], out: Path = Path("report"), title: str = "Neurop
     from ..core import artifacts
     from ..core.errors import InputError
 
-    runs, predictions, tables = [], [], []
+    runs, predictions, tables, probes = [], [], [], []
     rules: set[str] = set()
     references: dict[str, str] = {}
     for source in map(Path, sources):
         if source.suffix == ".parquet" and source.is_file():
             frame, note = _read_scores(source)
+            if note.get("assessment") == "disentanglement":
+                probes.append(_probes(source, frame, note))
+                continue
             tables.append(frame)
             rules.add(str(note.get("rule")))
             references |= note.get("references") or {}
@@ -52,7 +55,7 @@ def report(sources: list[Path], out: Path = Path("report"), title: str = "Neurop
         else:
             raise InputError(
                 "this is nothing a report is made from", file=source,
-                expected="a run folder, a predictions folder or a scores table (.parquet)", got="nothing there" if not source.exists() else None,
+                expected="a run folder, a predictions folder or a table of scores or probes (.parquet)", got="nothing there" if not source.exists() else None,
             )  # fmt: skip
     scores = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     problems: list[dict[str, Any]] = []
@@ -65,10 +68,11 @@ def report(sources: list[Path], out: Path = Path("report"), title: str = "Neurop
         part for part in (
             f"{len(runs)} runs" if runs else "", f"{len(predictions)} prediction sets" if predictions else "",
             f"{scores['case'].nunique() - 1} scored cases" if len(scores) else "",
+            f"{len(probes)} tables of probes" if probes else "",
         ) if part
     )  # fmt: skip
     page = template.render(
-        title=title, lead=lead, tasks=_tasks(scores) if len(scores) else [], overlays=overlays, runs=runs, problems=problems,
+        title=title, lead=lead, tasks=_tasks(scores) if len(scores) else [], overlays=overlays, runs=runs, problems=problems, probes=probes,
         rule=" and ".join(sorted(rules)) or "none", resamples=2000, version=__version__,
     )  # fmt: skip
     artifacts.write_text(out / "report.html", page)
@@ -87,9 +91,39 @@ def _read_scores(path: Path) -> tuple[Any, dict[str, Any]]:
     note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
     if note.get("artifact") != "scores":
         raise ArtifactError(
-            "this table holds no scores", file=path, expected="made by neuroprior evaluate", got=note.get("artifact")
+            "this table holds no scores", file=path, expected="made by neuroprior evaluate or probe", got=note.get("artifact")
         )
     return table.to_pandas(), note
+
+
+def _probes(path: Path, frame: Any, note: dict[str, Any]) -> dict[str, Any]:
+    """What the section of a table of probes shows: a row for each half and kind of features, a column for each question."""
+    from ..assessments import _figures as figures
+
+    columns = list(dict.fromkeys(zip(frame["target"], frame["metric"], strict=True)))
+    blocks = []
+    for condition, part in frame.groupby("condition", sort=False):
+        here = [pair for pair in columns if ((part["target"] == pair[0]) & (part["metric"] == pair[1])).any()]
+        rows = []
+        for (model, half), cells in part.groupby(["model", "region"], sort=False):
+            found = {(row["target"], row["metric"]): row for row in cells.to_dict("records")}
+            shown = [
+                {"text": _cell(found[pair]), "note": found[pair]["note"]} if pair in found else {"text": "", "note": ""}
+                for pair in here
+            ]
+            rows.append(
+                {"model": model, "half": half, "cells": shown, "floor": model in ("outline", "raw_pixels", "random_weights")}
+            )
+        blocks.append({
+            "condition": condition, "rows": rows,
+            "heads": [f"{target}: {metric}".replace("_", " ") for target, metric in here],
+        })  # fmt: skip
+    pictures = [path.parent / name for name in note.get("pictures", [])]
+    return {
+        "name": path.stem, "blocks": blocks, "fit": ", ".join(note.get("fit", [])), "evaluate": ", ".join(note.get("evaluate", [])),
+        "subjects": note.get("subjects_evaluated"), "resamples": note.get("config", {}).get("resamples"),
+        "pictures": [{"title": picture.stem, "src": figures.embed(picture)} for picture in pictures if picture.is_file()],
+    }  # fmt: skip
 
 
 def _number(value: Any) -> str:
@@ -224,8 +258,15 @@ def _run(folder: Path) -> dict[str, Any]:
         facts.append(
             ("last validation", ", ".join(f"{k} {_number(v)}" for k, v in validation[-1].items() if k not in ("event", "step")))
         )
+    read = [e for e in events if e["event"] == "probe"]
+    if read:
+        facts.append(
+            ("last linear probes", ", ".join(f"{k} {_number(v)}" for k, v in read[-1].items() if k not in ("event", "step")))
+        )
     return {
-        "name": folder.name, "facts": facts, "curves": figures.curves(events),
+        "name": folder.name, "facts": facts, "curves": figures.curves(events), "health": figures.health(events),
+        "alarms": [event for event in events if event["event"] == "alarm"],
+        "rollbacks": [event for event in events if event["event"] == "rollback"],
         "panels": figures.embed(panels[-1]) if panels else None, "panels_title": panels[-1].stem if panels else "",
         "ledger": _ledger(ledger), "recipe": (folder / "recipe.yaml").read_text(encoding="utf-8"),
         "environment": json.dumps(artifacts.read_json(folder / "environment.json"), indent=1),

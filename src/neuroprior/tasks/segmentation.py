@@ -58,9 +58,8 @@ class Segmentation:
 
     def head(self, net: nn.Module, contrasts: Sequence[str]) -> tuple[str, dict[str, Any]]:
         """The segmentation head on the net's finest decoder features."""
-        channels = list(net.stage_channels)  # type: ignore[arg-type]  # nn.Module attributes are typed as Tensor | Module
         return "segmentation", {
-            "contrasts": list(contrasts), "features": channels[0], "classes": len(self.values) + 1,
+            "contrasts": list(contrasts), "features": net.feature_channels, "classes": len(self.values) + 1,
         }  # fmt: skip
 
     def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,221 @@
+"""The study of priors: which pretraining puts what into which half, and whether it helps from few labels.
+
+Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 500] [--jobs 2] [--gpu]
+
+Makes its own data (synthetic heads at 4 mm; truth known), pretrains every row with every seed for the same number of steps on
+the same data, asks each frozen net what its halves tell (``disentanglement``), fine-tunes each on 16 cases of three tasks
+beside a net from scratch, a trivial guess and a ceiling, and writes README.md beside this file with what is there so far. Every step
+leaves its result in OUT and is not done again; the same command goes on where it was cut off.
+
+Choices (weights of the ``ours`` row, learning rate) were made on the family's val split; the tables are of its test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from rows import ROWS, recipe
+
+import neuroprior
+from neuroprior.assessments import disentanglement as dis
+from neuroprior.core import artifacts
+from neuroprior.data.store import Store
+from neuroprior.inference.model import load
+
+HERE = Path(__file__).resolve().parent
+logger = logging.getLogger("study")
+
+SCALES = {
+    "toy": {"pre": 300, "travelling": 150, "few": 96, "spacing": 4.0, "patch": [16, 24, 16], "batch": 12, "lr": 2e-3},
+    "gpu": {"pre": 1000, "travelling": 300, "few": 200, "spacing": 2.0, "patch": [32, 48, 32], "batch": 16, "lr": 1e-3},
+}
+"""Subjects of each family and the size of the runs."""
+FEW = (
+    ("lesion", "segmentation", "lesion", "FLAIR"),
+    ("health", "classification", "health", "T1w,T2w,FLAIR"),
+    ("age", "regression", "age", "T1w,T2w,FLAIR"),
+)
+"""Few-shot tasks: name, task, target, contrasts."""
+FEW_METRIC = {"lesion": "dice", "health": "auroc", "age": "mae"}
+
+
+def make_data(out: Path, scale: dict[str, Any], workers: int) -> None:
+    """Three families with different seeds: pretraining, travelling (probes), few-shot."""
+    shares = {"pre": "train=0.95,val=0.05", "travelling": "train=0.4,val=0.2,test=0.4", "few": None}
+    for number, (name, split) in enumerate(shares.items()):
+        if artifacts.is_complete(out / "data" / f"{name}_store"):
+            continue
+        folder, index = out / "data" / name, out / "data" / f"{name}.parquet"
+        settings: dict[str, Any] = {"healthy": 0.5}
+        if name == "few":  # healthy or not: a lesion that the contrasts show
+            settings["lesions"] = "infarct,tumour"
+        neuroprior.synthesise(
+            folder, subjects=scale[name], spacing=scale["spacing"], seed=100 + number, skull=False, travelling=name == "travelling",
+            workers=workers, progress=False, **settings,
+        )  # fmt: skip
+        if split is None:
+            table = pd.read_csv(folder / "participants.tsv", sep="\t")
+            order = np.random.default_rng(0).permutation(len(table))
+            splits = np.array(["test"] * len(table), dtype=object)
+            splits[order[:16]], splits[order[16:32]] = "train", "val"
+            file = out / "data" / "few_split.tsv"
+            pd.DataFrame({"participant_id": table["participant_id"], "split": splits}).to_csv(file, sep="\t", index=False)
+            neuroprior.index([folder], out=index, checks="header", split="train=1", split_file=file)
+        else:
+            neuroprior.index([folder], out=index, checks="header", split=split)
+        neuroprior.prepare(index, out=out / "data" / f"{name}_store", spacing=str(scale["spacing"]))
+    if not (out / "data" / "anatomy.parquet").exists():
+        neuroprior.anatomy(
+            out / "data" / "pre.parquet", source="labelmap", out=out / "data" / "anatomy.parquet", set=["label=dseg"]
+        )
+
+
+def pretrain_row(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
+    """One pretraining; returns a line about it."""
+    import torch
+
+    torch.set_num_threads(settings["threads"])
+    run = out / "runs" / f"{row}-{seed}"
+    if not artifacts.is_complete(run):
+        path = out / "recipes" / f"{row}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan = recipe(row, steps=settings["steps"], batch=settings["batch"], patch=settings["patch"], lr=settings["lr"])
+        artifacts.write_text(path, yaml.safe_dump(plan, sort_keys=False))
+        neuroprior.pretrain(
+            out / "data" / "pre_store",
+            recipe=str(path),
+            anatomy=out / "data" / "anatomy.parquet",
+            out=run,
+            set=[f"training.seed={seed}"],
+        )
+    ledger = artifacts.read_json(run / "ledger.json")
+    return f"{row}-{seed}: {ledger.get('wall_seconds', float('nan')):.0f} s"
+
+
+def probe_seed(out: Path, rows: list[str], seed: int, split: str, patch: list[int]) -> str:
+    """Assess the nets of one seed that are not assessed yet; the trivial rows once a seed."""
+    store = Store.open(out / "data" / "travelling_store")
+    folder = out / "probes"
+    folder.mkdir(exist_ok=True)
+    views: dict[str, Any] = {
+        "misalignment_mm": 4.0,
+        "margin_mm": 0.0,
+        "seed": seed,
+    }
+    config = dis.Config.model_validate({"views": views, "probes": {}, "swaps": 48, "seed": 0})
+    for row in rows:
+        table = folder / f"{split}-{row}-{seed}.parquet"
+        if table.exists() or not artifacts.is_complete(out / "runs" / f"{row}-{seed}"):
+            continue
+        start = time.perf_counter()
+        net = load(out / "runs" / f"{row}-{seed}").net
+        found = dis.assess_nets(
+            {row: net}, store, evaluate=(split,), config=config, trivial=(), pictures=out / "pictures" / str(seed)
+        )
+        dis.write(found, table)
+        logger.info("%s-%d probed in %.0f s", row, seed, time.perf_counter() - start)
+    table = folder / f"{split}-trivial-{seed}.parquet"
+    first = next((row for row in ("ours", "split_z", *rows) if artifacts.is_complete(out / "runs" / f"{row}-{seed}")), None)
+    if first is not None and not table.exists():
+        net = load(out / "runs" / f"{first}-{seed}").net
+        found = dis.assess_nets({"drop": net}, store, evaluate=(split,), config=config)
+        kept = [score for score in found.scores if score.model != "drop"]
+        from dataclasses import replace
+
+        draws = {key: value for key, value in found.draws.items() if key[0] != "drop"}
+        dis.write(replace(found, scores=tuple(kept), draws=draws), table)
+    return f"probes of seed {seed}"
+
+
+def few_shot(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
+    """Three tasks from 16 cases with one row's net (or from scratch); scores are written to OUT/few."""
+    import torch
+
+    torch.set_num_threads(settings["threads"])
+    store, index = out / "data" / "few_store", out / "data" / "few.parquet"
+    for name, task, target, contrasts in FEW:
+        scores = out / "few" / f"{name}-{row}-{seed}.parquet"
+        if scores.exists():
+            continue
+        run = out / "few" / f"{name}-{row}-{seed}"
+        source = "scratch" if row == "scratch" else str(out / "runs" / f"{row}-{seed}")
+        neuroprior.finetune(
+            store, source, task, target, contrasts=contrasts, out=run, recipe=str(out / "recipes" / "ours.yaml"), seed=seed,
+            set=[f"training.steps={settings['few_steps']}", f"data.patch={2 * settings['patch'][0]}"],
+        )  # fmt: skip
+        neuroprior.predict(run, [str(index)], out=out / "few" / f"{name}-{row}-{seed}-predictions", split="test")
+        neuroprior.evaluate(out / "few" / f"{name}-{row}-{seed}-predictions", index, out=scores, name=row)
+    return f"few-shot {row}-{seed}"
+
+
+def run_all(jobs: int, tasks: list[tuple[Any, ...]]) -> None:
+    """Call (function, arguments...) in processes; every failure is told and counted."""
+    failed = 0
+    if jobs == 1:
+        for task in tasks:
+            logger.info(task[0](*task[1:]))
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(*task): task for task in tasks}
+        for number, future in enumerate(as_completed(waiting), 1):
+            try:
+                logger.info("%d of %d, %s", number, len(tasks), future.result())
+            except Exception as error:  # noqa: BLE001 (one failed run must not end the others)
+                failed += 1
+                logger.error("%s failed: %s", waiting[future][1:4], error)
+    if failed:
+        raise SystemExit(f"{failed} of {len(tasks)} runs failed; the same command tries them again")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/priors"))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--few-steps", type=int, default=60)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--gpu", action="store_true", help="larger families, boxes and batches, one run at a time")
+    parser.add_argument(
+        "--parts", nargs="+", default=["pretrain", "probe", "few", "report"], choices=["pretrain", "probe", "few", "report"]
+    )
+    parser.add_argument("--split", default="test", choices=["val", "test"], help="which travelling subjects are asked about")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    out: Path = given.out.resolve()
+    scale = SCALES["gpu" if given.gpu else "toy"]
+    jobs = 1 if given.gpu else given.jobs
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    settings = {**scale, "steps": given.steps, "few_steps": given.few_steps, "threads": threads}
+    out.mkdir(parents=True, exist_ok=True)
+    make_data(out, scale, workers=jobs)
+    if "pretrain" in given.parts:  # seed by seed, so that a cut-off study has whole seeds
+        run_all(jobs, [(pretrain_row, out, row, seed, settings) for seed in given.seeds for row in given.rows])
+    if "probe" in given.parts:
+        run_all(jobs, [(probe_seed, out, given.rows, seed, given.split, scale["patch"]) for seed in given.seeds])
+    if "few" in given.parts:
+        run_all(jobs, [(few_shot, out, row, seed, settings) for seed in given.seeds for row in ("scratch", *given.rows)])
+    if "report" in given.parts:
+        from report import write_report
+
+        artifacts.write_json(
+            out / "study.json", {"scale": scale, "steps": given.steps, "few_steps": given.few_steps, "split": given.split}
+        )
+        logger.info("written: %s", write_report(out, HERE / "README.md"))
+        print(json.dumps({"benchmark": "priors", "out": out.name}))
+
+
+if __name__ == "__main__":
+    main()
