@@ -98,9 +98,9 @@ def _impossible(volumes: Mapping[str, float], icv: float | None, quality: Qualit
         return None
     told = f"the intracranial volume is not plausible (expected {low:g} to {high:g} ml, got {icv:.6g} ml)"
     if low <= icv / 1000 <= high:
-        return f"{told}: these look like mm3 given as ml; say so with --set units=mm3"
+        return f"{told}: these look like mm3 given as ml (of a table: --set units=mm3)"
     if low <= icv * 1000 <= high:
-        return f"{told}: these look like ml given as mm3; say so with --set units=ml"
+        return f"{told}: these look like ml given as mm3 (of a table: --set units=ml)"
     return told
 
 
