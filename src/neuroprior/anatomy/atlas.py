@@ -79,9 +79,9 @@ class Config(Base):
     """Of the deformable registration, coarse to fine; each level halves the grid."""
     min_mutual_information: float = Field(1.08, ge=1, le=2)
     """Normalised, of the pose; below it the registration has failed (whole brains of seven contrasts: 1.09 to 1.17; upside down: 1.03)."""
-    min_agreement: float = Field(0.04, ge=0, le=1)
+    min_agreement: float = Field(0.03, ge=0, le=1)
     """Share of the uncertainty about the template's tissues that the scan's intensities take away; below it the registration has failed
-    (T1w: 0.12 to 0.21, T2w: 0.07 to 0.09; maps that are shifted by 14 mm: 0.02)."""
+    (T1w: 0.12 to 0.21, T2w: 0.04 to 0.09; maps that are shifted by 14 mm: 0.02)."""
     min_filled: float = Field(0.75, ge=0, le=1)
     """Share of the template's brain on the scan that is classified as brain; below it the registration has failed."""
     bias_degree: int = Field(3, ge=0, le=5)
