@@ -99,11 +99,11 @@ def test_mm3_given_as_ml_is_told_and_ml_given_as_mm3(tmp_path: Path) -> None:
     index, frame = synthseg_index(tmp_path)
     ours = run(frame, index, tmp_path, "units=ml")
     assert set(ours["status"]) == {FAILED}
-    assert all("look like mm3 given as ml; say so with --set units=mm3" in reason for reason in ours["reason"])
+    assert all("look like mm3 given as ml (of a table: --set units=mm3)" in reason for reason in ours["reason"])
     numbers = [synthseg.INTRACRANIAL, *synthseg.NAMES.values()]
     frame[numbers] /= 1000
     ours = run(frame, index, tmp_path)
-    assert all("look like ml given as mm3; say so with --set units=ml" in reason for reason in ours["reason"])
+    assert all("look like ml given as mm3 (of a table: --set units=ml)" in reason for reason in ours["reason"])
     assert set(run(frame, index, tmp_path, "units=ml")["status"]) == {OK}
 
 

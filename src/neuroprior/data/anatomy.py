@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
@@ -99,9 +98,9 @@ def _impossible(volumes: Mapping[str, float], icv: float | None, quality: Qualit
         return None
     told = f"the intracranial volume is not plausible (expected {low:g} to {high:g} ml, got {icv:.6g} ml)"
     if low <= icv / 1000 <= high:
-        return f"{told}: these look like mm3 given as ml; say so with --set units=mm3"
+        return f"{told}: these look like mm3 given as ml (of a table: --set units=mm3)"
     if low <= icv * 1000 <= high:
-        return f"{told}: these look like ml given as mm3; say so with --set units=ml"
+        return f"{told}: these look like ml given as mm3 (of a table: --set units=ml)"
     return told
 
 
@@ -356,8 +355,3 @@ def _tell_dropped(names: Sequence[str], kept: np.ndarray, why: str) -> None:
     if dropped:
         some = ", ".join(dropped[:8]) + (" ..." if len(dropped) > 8 else "")
         logger.info("%d regions are dropped from the targets (%s): %s", len(dropped), why, some)
-
-
-def summary_frame(path: str | Path) -> pd.DataFrame:
-    """The whole table as it stands, for looking at it."""
-    return pd.read_parquet(path)
