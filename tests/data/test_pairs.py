@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,59 @@ def test_mutual_information_equals_scikit_learns() -> None:
     edges = [np.quantile(x, np.linspace(0, 1, 17)[1:-1]) for x in (a, b)]
     bins = [np.searchsorted(e, x.ravel(), side="right") for e, x in zip(edges, (a, b), strict=True)]
     assert alignment.mutual_information(a, b) == pytest.approx(mutual_info_score(*bins), rel=1e-6)
+
+
+@pytest.fixture
+def ramps() -> Shelf:
+    """Seven subjects of different extents whose voxels hold their own place, so that a box tells where it begins."""
+    store = Shelf()
+    for number in range(7):
+        store.add(f"{number:02d}", "1", {"T1w": 1.0, "T2w": 1.0})
+        shape = (24 + number, 28, 24 - number)
+        places = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+        for name in ("T1w", "T2w"):
+            store.arrays[f"d/{number:02d}/1", name] = (1 + places @ np.array([10000, 100, 1])).astype(np.float32)
+        store.sessions[-1] = replace(store.sessions[-1], shape=shape)
+    return store
+
+
+def begins(found: dict[str, Any], which: str = "image_a") -> np.ndarray:
+    value = int(found[which][0, 0, 0]) - 1
+    return np.array([value // 10000, value // 100 % 100, value % 100])
+
+
+def test_subjects_of_a_batch_share_a_place_and_batches_do_not(ramps: Shelf) -> None:
+    data = PairDataset(ramps, ("train",), PairConfig(patch=12, flip=0.0, place="shared"), seed=5, batch=4)  # type: ignore[arg-type]
+    shapes = {session.subject: np.array(session.shape) for session in ramps.sessions}
+    places = []
+    for group in range(6):
+        found = [data[4 * group + n] for n in range(4)]
+        shares = np.array([begins(one) / (shapes[one["subject"]] - 12) for one in found])
+        room = np.array([shapes[one["subject"]] - 12 for one in found])
+        assert (np.ptp(shares, axis=0) <= (1.01 / room).max(0)).all(), "the same share of the room, to a voxel"
+        assert all((begins(one) == begins(one, "image_b")).all() for one in found)
+        places.append(shares.mean(0))
+    assert np.std(places, axis=0).min() > 0.1
+    again = PairDataset(ramps, ("train",), PairConfig(patch=12, flip=0.0, place="shared"), seed=5, batch=4)  # type: ignore[arg-type]
+    for sample in (23, 2, 14):  # in any order, by any worker
+        assert (again[sample]["image_a"] == data[sample]["image_a"]).all()
+
+
+def test_a_box_in_the_middle_moves_by_its_jitter_only(ramps: Shelf) -> None:
+    shapes = {session.subject: np.array(session.shape) for session in ramps.sessions}
+
+    def slips(jitter: int) -> np.ndarray:
+        data = PairDataset(ramps, ("train",), PairConfig(patch=12, flip=0.0, place="centre", jitter=jitter), seed=5)  # type: ignore[arg-type]
+        return np.array([begins(one) - np.round((shapes[one["subject"]] - 12) / 2) for one in (data[n] for n in range(60))])
+
+    assert (slips(0) == 0).all()
+    assert slips(2).min(0).tolist() == [-2, -2, -2] and slips(2).max(0).tolist() == [2, 2, 2]
+
+
+def test_a_box_larger_than_the_head_holds_all_of_it(ramps: Shelf) -> None:
+    for place in ("shared", "centre"):
+        data = PairDataset(ramps, ("train",), PairConfig(patch=40, flip=0.0, place=place), seed=5, batch=3)  # type: ignore[arg-type]
+        for n in range(5):
+            found = data[n]
+            session = next(s for s in ramps.sessions if s.subject == found["subject"])
+            assert (found["image_a"] != 0).sum() == np.prod(session.shape)

@@ -3,7 +3,7 @@
 An epoch is every subject once, in an order drawn anew; of the subject a random session, and of the session a random pair
 of its scans (FOMO25 winner, arXiv 2601.13166). A subject's other pairs can be drawn too, each kind with a weight: the same contrast
 at another time, another contrast at another time, the same contrast on another scanner. A scan without a partner is shown
-alone, marked as no pair.
+alone, marked as no pair. The box lies anywhere in the head, at a place that a whole batch shares, or in the middle.
 
 Scans of one session share a grid; those of two sessions are laid on each other by their headers. Pairs of two sessions that
 do not align are found when first drawn, and left out with a reason or aligned rigidly.
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 Kind = Literal["session", "time", "both", "scanner"]
 """What a pair's scans share: the session; the contrast; only the subject; the contrast, on two scanners."""
 Scan = tuple[SessionView, str]
+TRIES = 4
+"""How often a box is drawn again that shows too little of the head."""
 
 
 class PairConfig(Config):
@@ -64,6 +66,12 @@ class PairConfig(Config):
     targets: Literal["raw", "fraction_of_icv", "z_scored"] = "z_scored"
     """Form of the anatomical vectors, where a table of them is given: ml, shares of the intracranial volume, or these z-scored over
     the training subjects. Raw volumes of any two subjects have a cosine of almost 1."""
+    place: Literal["anywhere", "shared", "centre"] = "anywhere"
+    """Where a box lies in the head: anywhere; at a place that all subjects of a batch share, as a share of each head's extent; or in its
+    middle. Terms that tell subjects apart place by place, and vectors of volumes that a box cannot show from everywhere, need one of the
+    latter two: with boxes from anywhere, where a box lies tells two subjects apart."""
+    jitter: int = Field(default=0, ge=0)
+    """Largest random displacement (voxels along each axis, each pair its own) from a shared place or the middle."""
     shift: int = Field(default=0, ge=0)
     """Largest random displacement (voxels along each axis) of the second scan's box: misalignment of purpose."""
     flip: float = Field(default=0.5, ge=0, le=1)
@@ -92,6 +100,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         seed: of every draw.
         augment: False draws boxes as ever, but neither mirrors nor changes intensities nor displaces.
         anatomy: anatomical vectors by subject, all of one length.
+        batch: consecutive samples that are compared with each other; with ``place=shared`` their boxes share a place.
 
     Raises:
         InputError: no session of these splits has a usable scan, or none has the wanted label.
@@ -107,12 +116,14 @@ class PairDataset(Dataset[dict[str, Any]]):
         seed: int,
         augment: bool = True,
         anatomy: Mapping[str, np.ndarray] | None = None,
+        batch: int = 1,
     ) -> None:
-        self.store, self.config, self.seed, self.augment = store, config, seed, augment
+        self.store, self.config, self.seed, self.augment, self.batch = store, config, seed, augment, batch
         self.anatomy = dict(anatomy or {})
         self.dimension = len(next(iter(self.anatomy.values()))) if self.anatomy else 0
         self.skipped: dict[tuple[str, str, str, str], str] = {}
         self._fits: dict[tuple[str, str, str, str], tuple[bool, np.ndarray | None]] = {}
+        self._places: dict[int, np.ndarray] = {}
         if not any(weight > 0 for weight in config.kinds.values()):
             raise ConfigError("no kind of pair has a weight", got=f"data.kinds={dict(config.kinds)}")
         by_subject: dict[str, list[SessionView]] = {}
@@ -162,19 +173,11 @@ class PairDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, sample: int) -> dict[str, Any]:
         """One pair: the fields of :class:`~neuroprior.data.records.PairBatch` without the batch axis (and without channels)."""
         c = self.config
-        turn = sample // c.repeat
-        if self._shares is None:
-            epoch, place = divmod(turn, len(self.subjects))
-            who = int(_order(self.seed, epoch, len(self.subjects))[place])
-        else:
-            who = int(seeds.generator(self.seed, "subject", turn).choice(len(self.subjects), p=self._shares))
-        sessions = self.subjects[who]
         draw = seeds.generator(self.seed, "pair", sample)
-        session = sessions[int(draw.integers(len(sessions)))]
-        names = self.scans_of(session)
-        first: Scan = (session, names[int(draw.integers(len(names)))])
+        first, sessions = self._first(sample, draw)
+        session = first[0]
         second, transform = self._partner(first, sessions, draw)
-        start, image = self._box(first, draw, c.size)
+        start, image = self._box(first, draw) if c.place == "anywhere" else self._placed(first, draw, sample // self.batch)
         slip = np.zeros(3, int)
         images = [image]
         if second is not None:
@@ -201,6 +204,19 @@ class PairDataset(Dataset[dict[str, Any]]):
             has = all(c.label in scan[0].labels for scan in (first, second or first))
             found |= {"label_a": labels[0], "label_b": labels[-1], "has_label": has}
         return found
+
+    def _first(self, sample: int, draw: np.random.Generator) -> tuple[Scan, list[SessionView]]:
+        """A sample's first scan, and all sessions of its subject."""
+        turn = sample // self.config.repeat
+        if self._shares is None:
+            epoch, place = divmod(turn, len(self.subjects))
+            who = int(_order(self.seed, epoch, len(self.subjects))[place])
+        else:
+            who = int(seeds.generator(self.seed, "subject", turn).choice(len(self.subjects), p=self._shares))
+        sessions = self.subjects[who]
+        session = sessions[int(draw.integers(len(sessions)))]
+        names = self.scans_of(session)
+        return (session, names[int(draw.integers(len(names)))]), sessions
 
     def partners(self, scan: Scan, sessions: Sequence[SessionView]) -> dict[Kind, list[Scan]]:
         """The scans that may be paired with one, by kind; kinds without weight or without a partner are left out."""
@@ -287,16 +303,17 @@ class PairDataset(Dataset[dict[str, Any]]):
             return np.zeros(self.config.size, np.int64)
         return self._read(scan, name, first, start, transform, label=True).astype(np.int64)
 
-    def _box(self, scan: Scan, draw: np.random.Generator, size: tuple[int, int, int]) -> tuple[list[int], np.ndarray]:
+    def _box(self, scan: Scan, draw: np.random.Generator) -> tuple[list[int], np.ndarray]:
+        """A box from anywhere, drawn again where it shows too little of the head: its first voxel and its content."""
         session, name = scan
+        size = self.config.size
         best: tuple[float, list[int], np.ndarray] | None = None
-        for _ in range(4):
+        for _ in range(TRIES):
             start = [
                 int(draw.integers(0, extent - length + 1)) if extent > length else centred([extent], [length])[0]
                 for extent, length in zip(session.shape, size, strict=True)
             ]
-            box, offset = box_slices(start, size, session.shape)
-            image = crop(self.store.read(session.key, name, box), offset, size)
+            image = self._at(session, name, start)
             share = float((image != 0).mean())
             if best is None or share > best[0]:
                 best = (share, start, image)
@@ -304,6 +321,38 @@ class PairDataset(Dataset[dict[str, Any]]):
                 break
         assert best is not None
         return best[1], best[2]
+
+    def _placed(self, scan: Scan, draw: np.random.Generator, group: int) -> tuple[list[int], np.ndarray]:
+        """The box at a batch's place, or in the middle, displaced by the pair's own jitter: its first voxel and its content."""
+        session, name = scan
+        place = np.full(3, 0.5) if self.config.place == "centre" else self._place(group)
+        room = np.array(session.shape) - np.array(self.config.size)
+        jitter = self.config.jitter
+        start = np.where(room > 0, np.round(place * room), room // 2).astype(int) + draw.integers(-jitter, jitter + 1, 3)
+        return start.tolist(), self._at(session, name, start.tolist())
+
+    def _place(self, group: int) -> np.ndarray:
+        """(3,) shares of the room between box and head: where the boxes of a batch begin. Judged on the first subject of the batch."""
+        if group not in self._places:
+            draw = seeds.generator(self.seed, "place", group)
+            sample = group * self.batch
+            (session, name), _ = self._first(sample, seeds.generator(self.seed, "pair", sample))
+            room = np.array(session.shape) - np.array(self.config.size)
+            shares: list[float] = []
+            places = draw.random((TRIES, 3))
+            for place in places:
+                start = np.where(room > 0, np.round(place * room), room // 2).astype(int)
+                shares.append(float((self._at(session, name, start.tolist()) != 0).mean()))
+                if shares[-1] >= self.config.min_head:
+                    break
+            if len(self._places) > 64:
+                self._places.clear()
+            self._places[group] = places[int(np.argmax(shares))]
+        return self._places[group]
+
+    def _at(self, session: SessionView, name: str, start: Sequence[int]) -> np.ndarray:
+        box, offset = box_slices(start, self.config.size, session.shape)
+        return crop(self.store.read(session.key, name, box), offset, self.config.size)
 
     def _augment(
         self, images: list[np.ndarray], labels: list[np.ndarray], draw: np.random.Generator

@@ -57,7 +57,7 @@ def pretrain(
     vectors = _vectors(settings, opened, anatomy)
     dimension = len(next(iter(vectors.values()))) if vectors else 0
     settings = settings.fitted(dimension=dimension, contrasts=tuple(summary["contrasts"]))
-    dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed, anatomy=vectors)
+    dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed, anatomy=vectors, batch=config.batch)
     config = config.resolved(len(dataset))
     torch.manual_seed(seeds.entropy(config.seed, "initialisation") % 2**63)  # the only use of the global generator
     net = models.build_net(settings.net_name, settings.net)
@@ -80,7 +80,9 @@ def pretrain(
     has_validation = any(session.split == "val" for session in opened.sessions)
     batches: list[Any] = []
     if has_validation:
-        watched = PairDataset(opened, ("val",), settings.data, seed=config.seed + 1, augment=False, anatomy=vectors)
+        watched = PairDataset(
+            opened, ("val",), settings.data, seed=config.seed + 1, augment=False, anatomy=vectors, batch=config.batch
+        )
         batches = [
             collate_pairs([watched[number + k] for k in range(config.batch)])
             for number in range(0, min(16, max(config.batch, 2 * len(watched))), config.batch)
@@ -96,9 +98,17 @@ def pretrain(
         return {name: sum(values) / len(values) for name, values in found.items()}
 
     pictured = PairDataset(
-        opened, ("val",) if has_validation else ("train",), settings.data, seed=config.seed + 2, augment=False, anatomy=vectors
+        opened,
+        ("val",) if has_validation else ("train",),
+        settings.data,
+        seed=config.seed + 2,
+        augment=False,
+        anatomy=vectors,
+        batch=config.batch,
     )
-    seen = PairDataset(opened, ("train",), settings.data, seed=config.seed + 3, augment=False, anatomy=vectors)
+    seen = PairDataset(
+        opened, ("train",), settings.data, seed=config.seed + 3, augment=False, anatomy=vectors, batch=config.batch
+    )
     picture_batch = collate_pairs([pictured[number] for number in range(3)])
 
     def draw(module: Any, path: Path) -> None:
