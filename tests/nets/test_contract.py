@@ -28,7 +28,7 @@ def build(name: str, split: str) -> nn.Module:
     return module.build(module.Config.model_validate({**SMALL.get(name, {}), "split": split, "latent": 6}))
 
 
-@pytest.mark.parametrize("split", ["variational", "channels", "none"])
+@pytest.mark.parametrize("split", ["variational", "stages", "channels", "none"])
 @pytest.mark.parametrize("size", [(16, 16, 16), (13, 16, 9), (5, 24, 7), (4, 4, 4)])
 def test_any_size_is_encoded_and_decoded(name: str, split: str, size: tuple[int, int, int]) -> None:
     net: Any = build(name, split)

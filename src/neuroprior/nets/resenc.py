@@ -43,7 +43,7 @@ class Config(SplitConfig):
     """Channels of each stage, finest first."""
     blocks: tuple[int, ...] = Field(default=SIZES["L"][1], min_length=2)
     """Residual blocks of each stage."""
-    split: Literal["variational", "channels", "none"] = "channels"
+    split: Literal["variational", "stages", "channels", "none"] = "channels"
     """How the representation is split."""
     skips: bool = True
     """Whether the decoder takes skip connections."""

@@ -51,7 +51,7 @@ class Config(SplitConfig):
     """Attention heads of the reconstructing transformer."""
     features: int = Field(default=32, ge=1)
     """Channels of the finest map that segmentation decodes; they double with each coarser one."""
-    split: Literal["variational", "channels", "none"] = "none"
+    split: Literal["variational", "stages", "channels", "none"] = "none"
     """How the representation is split."""
 
     @model_validator(mode="before")
