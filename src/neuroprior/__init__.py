@@ -34,8 +34,12 @@ _ELSEWHERE = {"load": "neuroprior.inference.model"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     if name in __all__:
-        return getattr(importlib.import_module(_ELSEWHERE.get(name, f"neuroprior.stages.{name}")), name)
+        from .core.paths import accept_text
+
+        return accept_text(getattr(importlib.import_module(f"neuroprior.stages.{name}"), name))
     raise AttributeError(f"module 'neuroprior' has no attribute {name!r}")
 
 
