@@ -160,6 +160,7 @@ def only(**weights: Any) -> anatomy_split.Config:
         ({"agreement": 1.0, "agreement_form": "dense_infonce"}, range(10)),
         ({"agreement": 1.0, "agreement_form": "vicreg"}, range(10)),
         ({"blind": 1.0}, range(10)),
+        ({"blind": 1.0, "blind_form": "moments"}, range(10)),
         ({"reconstruction": 1.0}, range(20)),
         ({"cross": 1.0}, range(20)),
     ],
