@@ -14,8 +14,7 @@ Departures, each a value that is off in the paper's form or stands in for what i
   (cross-entropy with soft labels from a 1x1x1 convolution).
 - ``agreement``: a term between the anatomy halves of the two scans of a pair (see ``_agreement``), ``cross``: each scan
   decoded from the pair's mean anatomy and its own remainder, ``blind``: a classifier of the contrast on the anatomy half
-  whose gradient is reversed (Ganin et al. 2016, arXiv 1505.07818), a discrepancy (see
-  ``_moments``), or the best linear reader (see ``_linear_reader``).
+  whose gradient is reversed (Ganin et al. 2016, arXiv 1505.07818), or a discrepancy (see ``_moments``).
 - Missing labels are left out a sample at a time: a term is the mean over the samples that have the label.
 """
 
@@ -34,7 +33,6 @@ from ..core.representation import Representation, select
 from ..data.records import PairBatch
 from ._adversary import Adversary
 from ._agreement import Agreement, agreement
-from ._linear_reader import LinearReader
 from ._masking import block_mask
 from ._moments import contrast_gap
 from ._pooling import pooled
@@ -83,9 +81,8 @@ class Config(BaseConfig):
     """Weight of decoding each scan from the pair's mean anatomy and its own remainder; the paper has none."""
     blind: float = Field(default=0.0, ge=0)
     """Weight of the term that makes the anatomy half forget the contrast; the paper has none."""
-    blind_form: Literal["adversary", "moments", "linear"] = "adversary"
-    """A classifier of the contrast whose gradient is reversed; the discrepancy between the contrasts' features in the batch; or what the
-    best linear reader over the last scans tells."""
+    blind_form: Literal["adversary", "moments"] = "adversary"
+    """A classifier of the contrast whose gradient is reversed, or the discrepancy between the contrasts' features in the batch."""
     contrasts: tuple[str, ...] = ()
     """Contrasts that the reversed classifier tells apart; the pretrain stage sets them from the data."""
 
@@ -126,9 +123,8 @@ class AnatomySplit(nn.Module):
         self.pathology_head: nn.Module | None = None
         if config.pathology:
             self.pathology_head = VectorHead(self.pathology_channels * cells, 2, centre="none", final_norm=True)
-        readers = {"adversary": Adversary, "linear": LinearReader}
-        reads = config.blind and config.blind_form in readers and len(config.contrasts) > 1
-        self.adversary = readers[config.blind_form](n.anatomy_channels, config.contrasts) if reads else None
+        adversary = config.blind and config.blind_form == "adversary" and len(config.contrasts) > 1
+        self.adversary = Adversary(n.anatomy_channels, config.contrasts) if adversary else None
 
     def forward(self, batch: PairBatch, *, epoch: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
         """``loss`` and its unweighted parts; a part whose labels nobody in the batch has is 0."""
