@@ -88,9 +88,12 @@ def test_alarms_come_after_patience_and_once() -> None:
     assert looks(Monitor(HealthConfig(), 100), half__rank=[20.0, 1.5, 1.5]) == ["20 rank half"]
     assert looks(Monitor(HealthConfig(), 100), half__spread=[0.5, 0.03, 0.03]) == ["20 emptied half"]
     assert not looks(Monitor(HealthConfig(), 100), half__spread=[0.03, 0.03, 0.025])  # an untrained net's features are alike
-    assert looks(Monitor(HealthConfig(), 100), half__between_posterior=[0.1, 0.1, 0.1]) == [
-        "20 emptied half against its posterior"
+    assert looks(Monitor(HealthConfig(), 100), half__spread=[0.1, 0.04, 0.04], rest__spread=[0.1, 0.9, 0.95]) == [
+        "20 emptied half against the other half"
     ]
+    for kept in ([0.2, 0.11, 0.11], [0.04, 0.03, 0.03]):  # enough of the other half's; or as little as it began with
+        assert not looks(Monitor(HealthConfig(), 100), half__spread=kept, rest__spread=[0.1, 0.9, 0.95])
+    assert not looks(Monitor(HealthConfig(), 100), half__between_posterior=[0.1, 0.01, 0.01])  # an untrained net has no more
     assert looks(Monitor(HealthConfig(), 100), v__ratio=[0.0, 0.005, 0.004]) == ["20 constant v"]
     assert looks(Monitor(HealthConfig(), 100), v__target_cosine=[0.9996, 0.9996]) == ["10 targets v"]
     assert not looks(

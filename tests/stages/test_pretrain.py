@@ -49,6 +49,15 @@ def test_the_cosine_pull_that_empties_the_anatomy_half_is_flagged_in_the_first_t
     assert told(tmp_path / "run", "alarm")[0]["step"] <= 20  # of 200
 
 
+@pytest.mark.parametrize("change", [{"agreement": 0.0}, {"agreement_form": "dense_infonce"}])
+def test_what_does_not_empty_the_anatomy_half_is_not_flagged(store_path: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    recipe = write(tmp_path, objective={"name": "cross_contrast", "block": 4} | change, training={"steps": 100})
+    pretrain(store_path, recipe=recipe, out=tmp_path / "run")
+    assert not told(tmp_path / "run", "alarm")
+    looks = told(tmp_path / "run", "health")
+    assert all(look["anatomy/spread"] > 0.1 * look["contrast/spread"] for look in looks[1:])
+
+
 def test_a_vector_head_that_predicts_one_constant_is_flagged_in_the_first_tenth(
     store_path: Path, table: Path, tmp_path: Path
 ) -> None:

@@ -63,8 +63,10 @@ class HealthConfig(Config):
     """Share of its value at the beginning below which spread or effective rank has collapsed."""
     min_spread: float = Field(default=0.02, ge=0)
     """Spread between groups below which a half is empty, where it began at twice this or more."""
-    min_posterior_ratio: float = Field(default=0.25, ge=0)
-    """Variance between groups over posterior variance below which a half is empty, once a twentieth of the run is over."""
+    min_half: float = Field(default=0.1, ge=0)
+    """Spread between groups, as a share of the other half's, below which a half is empty, where it has also lost half of what it began
+    with. An untrained net's halves spread alike; the variance between groups over the posterior's, which is logged too, is as small in
+    an untrained net as in an emptied one and tells nothing in the first tenth of a run."""
     min_prediction_ratio: float = Field(default=0.01, ge=0)
     """Variance of predictions between rows, over that of their targets, below which a head predicts one constant."""
     max_target_cosine: float = Field(default=0.98, le=1)
@@ -310,10 +312,11 @@ class Monitor:
 
     def _wrong(self, step: int, found: Mapping[str, float], identify: Collection[str]) -> list[Alarm]:
         c, alarms = self.config, []
+        widest = max((value for key, value in found.items() if key.endswith("/spread")), default=0.0)
         for key, value in found.items():
             name, _, what = key.rpartition("/")
             first = self.first.get(key, value)
-            if what in ("spread", "between_posterior") and name not in identify:
+            if what == "spread" and name not in identify:
                 continue
             if what == "finite":
                 alarms.append(Alarm("features", name, value, math.inf))
@@ -323,8 +326,8 @@ class Monitor:
                 alarms.append(Alarm("rank", name, value, max(1.05, c.min_share * first)))
             elif what == "spread" and first >= 2 * c.min_spread and not value >= max(c.min_spread, c.min_share * first):
                 alarms.append(Alarm("emptied", name, value, max(c.min_spread, c.min_share * first)))
-            elif what == "between_posterior" and step * 20 > self.steps and not value >= c.min_posterior_ratio:
-                alarms.append(Alarm("emptied", f"{name} against its posterior", value, c.min_posterior_ratio))
+            elif what == "spread" and value < 0.5 * first and value < c.min_half * widest:
+                alarms.append(Alarm("emptied", f"{name} against the other half", value / widest, c.min_half))
             elif what == "ratio" and step * 40 > self.steps and not value >= c.min_prediction_ratio:
                 alarms.append(Alarm("constant", name, value, c.min_prediction_ratio))
             elif what == "target_cosine" and value > c.max_target_cosine:

@@ -97,18 +97,19 @@ def pretrain(
                 found.setdefault(name, []).append(float(value))
         return {name: sum(values) / len(values) for name, values in found.items()}
 
+    middle = settings.data.model_copy(
+        update={"place": "centre", "jitter": 0}
+    )  # boxes from anywhere differ in place, not in person
     pictured = PairDataset(
         opened,
         ("val",) if has_validation else ("train",),
-        settings.data,
+        middle,
         seed=config.seed + 2,
         augment=False,
         anatomy=vectors,
         batch=config.batch,
     )
-    seen = PairDataset(
-        opened, ("train",), settings.data, seed=config.seed + 3, augment=False, anatomy=vectors, batch=config.batch
-    )
+    seen = PairDataset(opened, ("train",), middle, seed=config.seed + 3, augment=False, anatomy=vectors, batch=config.batch)
     picture_batch = collate_pairs([pictured[number] for number in range(3)])
 
     def draw(module: Any, path: Path) -> None:
