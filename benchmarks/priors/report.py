@@ -74,6 +74,28 @@ def disentanglement_table(out: Path, split: str) -> list[str]:
     return lines
 
 
+def difference_table(out: Path, split: str, row: str = "ours") -> list[str]:
+    """A row minus each trivial row: mean over seeds, interval of the paired draws over subjects, pooled over seeds."""
+    found, trivial = _found(out, row, split), _found(out, "trivial", split)
+    lines = []
+    for heading, (target, metric, condition, _) in COLUMNS:
+        half = "contrast" if target == "lesion" else "anatomy"
+        cells = []
+        for other in TRIVIAL:
+            values, draws = [], []
+            for seed in sorted(found.keys() & trivial.keys()):
+                both = dis.merge([found[seed], trivial[seed]])
+                left = (row, target, metric, half, condition)
+                right = (other, target, metric, half if other == "random_weights" else "image", condition)
+                if left in both.draws and right in both.draws:
+                    values.append(dis.difference(both, left, right)["difference"])
+                    draws.append(both.draws[left].astype(float) - both.draws[right])
+            low, high = np.nanpercentile(np.concatenate(draws), [2.5, 97.5]) if draws else (0.0, 0.0)
+            cells.append(f"{np.mean(values):+.2f} [{low:+.2f}, {high:+.2f}]" if values else "–")
+        lines.append([heading, half, *cells])
+    return _table(["question", "half", *(f"{row} - {name}" for name in TRIVIAL)], lines)
+
+
 def cost_table(out: Path) -> list[str]:
     """Parameters, operations and seconds of each row."""
     rows = []
@@ -128,6 +150,7 @@ def write_report(out: Path, path: Path) -> Path:
         f"(split {facts['split']}). A box of the same size in the middle of the head is seen, each scan's shifted by up to 4 mm along each axis by a draw of its own; what is left of the outline in it is the row `outline`. Intervals: 95 %, bootstrap over "
         "subjects, pooled over seeds.", "",
         "## Disentanglement", "", *disentanglement_table(out, facts["split"]),
+        "### ours minus what knows nothing", "", *difference_table(out, facts["split"]), "",
         "## From 16 cases", "", f"{facts['few_steps']} steps of fine-tuning, {scale['few']} subjects of a third family.", "", *few_table(out), "",
         "## Cost", "", *cost_table(out), "",
     ]  # fmt: skip
