@@ -39,7 +39,9 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from .core.paths import accept_text
 
-        return accept_text(getattr(importlib.import_module(f"neuroprior.stages.{name}"), name))
+        verb = accept_text(getattr(importlib.import_module(f"neuroprior.stages.{name}"), name))
+        globals()[name] = verb
+        return verb
     raise AttributeError(f"module 'neuroprior' has no attribute {name!r}")
 
 

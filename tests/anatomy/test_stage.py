@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -220,4 +221,5 @@ def test_the_verb_stays_a_function_when_the_shelf_is_imported() -> None:
     code = "import neuroprior, neuroprior.anatomy.labelmap; print(callable(neuroprior.anatomy)); from neuroprior.anatomy import rank; rank('T1w')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
-    assert neuroprior.anatomy is anatomy
+    assert neuroprior.anatomy is neuroprior.anatomy
+    assert inspect.unwrap(neuroprior.anatomy) is anatomy  # the verb takes text for paths, and is else the stage
