@@ -196,6 +196,11 @@ class Store:
             raise InputError(f"session {key} has no label {name!r}", expected=", ".join(session.labels) or "none")
         return read_array(session.folder / f"label.{name}.b2nd", box)
 
+    def read_shares(self, key: str, name: str, values: Sequence[int], box: Box | None = None) -> np.ndarray:
+        """(len(values), x, y, z) float32 in [0, 1]: the share of each voxel that each label value fills."""
+        label = self.read_label(key, name, box)
+        return np.stack([(label == value).astype(np.float32) for value in values])
+
     def conformed(self, key: str, contrast: str) -> Conformed:
         """How a scan was conformed, with everything needed to go back."""
         return Conformed.from_json(self[key].scans[contrast]["conformed"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,17 +113,20 @@ def plan(
     *,
     seed: int,
     pretraining_patch: Sequence[int] | int | None,
+    split: Mapping[str, str] | None = None,
     where: Path | None = None,
 ) -> Plan:
     """Decide classes, cases and boxes from the training split of a store. The test split is never looked at.
+
+    ``split`` (subject -> train, val or test) stands in for the store's own where it is given.
 
     Raises:
         InputError: no training session carries the target.
         ConfigError: a setting of the task is unknown or impossible.
     """
     module = shelf.load("tasks", task_name)
-    training = [session for session in store.sessions if session.split in ("train", "")]
-    validation = [session for session in store.sessions if session.split == "val"]
+    training = [session for session in store.sessions if split_of(session, split) in ("train", "")]
+    validation = [session for session in store.sessions if split_of(session, split) == "val"]
     if not training:
         raise InputError(
             "the store has no session in the training split", file=store.path,
@@ -139,6 +142,11 @@ def plan(
         task, contrasts, tuple(cases), tuple(task.cases(store, validation, contrasts)), patch,
         (0,) if config.data.flip and one_label else (),
     )  # fmt: skip
+
+
+def split_of(session: SessionView, split: Mapping[str, str] | None) -> str:
+    """The split that a session's subject stands in; ``unused`` where ``split`` is given and does not name the subject."""
+    return session.split if split is None else split.get(session.subject, "unused")
 
 
 def few(cases: Sequence[Case], shots: int, seed: int) -> list[Case]:
