@@ -7,17 +7,21 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
 from neuroprior.core import artifacts, nifti
 from neuroprior.core.errors import ArtifactError, InputError, LeakageError
-from neuroprior.core.geometry import resample_labels
+from neuroprior.core.geometry import canonical_grid, grid_of, resample_label_shares, resample_labels
+from neuroprior.core.volume import Volume
 from neuroprior.data.index import read_index
 from neuroprior.data.loading import make_loader
 from neuroprior.data.pairs import PairConfig, PairDataset, collate_pairs
 from neuroprior.data.store import Store
+from neuroprior.stages.index import index
+from neuroprior.stages.prepare import prepare
 
 
 @pytest.fixture
@@ -58,6 +62,76 @@ def test_voxels_and_labels_are_those_of_the_files(store: Store, index_file: Path
         np.testing.assert_array_equal(
             store.read_label(session.key, "dseg"), resample_labels(label, store.conformed(session.key, "T1w").grid)
         )
+
+
+def test_partial_volumes_are_those_of_the_files(index_file: Path, tmp_path: Path) -> None:
+    """At 6 mm from 4 mm labels: the stored shares equal the computed ones to a byte's rounding and keep each label's volume."""
+    prepare(index_file, tmp_path / "coarse", spacing="6", workers=1)
+    coarse = Store.open(tmp_path / "coarse")
+    assert coarse.verify() == []
+    scans = {scan.scan: scan for scan in read_index(index_file)}
+    for session in coarse.sessions[:3]:
+        label, _ = nifti.read_labels(scans[session.scans["T1w"]["scan"]].labels["dseg"])
+        grid = coarse.conformed(session.key, "T1w").grid
+        expected = resample_label_shares(label, grid)
+        values = [value for value in session.labels["dseg"]["values"] if value]
+        shares = coarse.read_shares(session.key, "dseg", values)
+        assert shares.dtype == np.float32
+        assert shares.sum(0).max() <= 1 + 1e-6
+        for value, share in zip(values, shares, strict=True):
+            np.testing.assert_allclose(share, expected.of(value), atol=1.1 / 1020)
+        fine, kept = np.count_nonzero(label.voxels) * np.prod(label.spacing_mm), shares.sum(dtype=np.float64) * 216
+        assert kept == pytest.approx(fine, rel=0.03)
+        box = (slice(2, 9), slice(0, 5), slice(4, 12))
+        np.testing.assert_array_equal(coarse.read_shares(session.key, "dseg", values, box), shares[(slice(None), *box)])
+    broken = next((tmp_path / "coarse").rglob("share.dseg.b2nd"))
+    other = next(path for path in (tmp_path / "coarse").rglob("share.dseg.b2nd") if path != broken)
+    shutil.copy(other, broken)
+    assert any("label dseg" in problem for problem in coarse.verify())
+
+
+def test_a_store_no_coarser_than_its_labels_has_no_partial_volumes(heads: Path, tmp_path: Path) -> None:
+    index([heads], tmp_path / "index.parquet", workers=1)
+    prepare(tmp_path / "index.parquet", tmp_path / "native", spacing="native", workers=1)
+    native = Store.open(tmp_path / "native")
+    session = native.sessions[0]
+    values = [value for value in session.labels["dseg"]["values"] if value]
+    hard = native.read_label(session.key, "dseg")
+    np.testing.assert_array_equal(native.read_shares(session.key, "dseg", values), np.stack([hard == v for v in values]))
+    scan = next(scan for scan in read_index(tmp_path / "index.parquet") if scan.subject == session.subject)
+    label, _ = nifti.read_labels(scan.labels["dseg"])
+    assert np.count_nonzero(hard) == pytest.approx(np.count_nonzero(label.voxels), rel=1e-6)
+
+
+def test_a_label_on_another_grid_is_told_and_resampled(heads: Path, tmp_path: Path) -> None:
+    """A mask drawn on a shifted, finer grid of the same head: a note in the index, the same tissue in the store."""
+    root = tmp_path / "other"
+    root.mkdir()
+    (root / "dataset_description.json").write_text('{"Name": "other", "BIDSVersion": "1.10.0"}')
+    source = next(heads.glob("sub-*/ses-01/anat/*_T1w.nii.gz"))
+    dseg = next(path for path in heads.rglob("*dseg.nii.gz") if path.name.startswith(source.name.split("_")[0]))
+    anat = root / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    shutil.copy(source, anat / "sub-01_T1w.nii.gz")
+    label, _ = nifti.read_labels(dseg)
+    tissue = Volume((label.voxels > 0).astype(np.uint8), label.affine)
+    grid = canonical_grid(grid_of(tissue), 2.5)
+    finer = resample_labels(tissue, grid)
+    masks = root / "derivatives" / "m" / "sub-01" / "anat"
+    masks.mkdir(parents=True)
+    (masks.parent.parent / "dataset_description.json").write_text(
+        '{"Name": "m", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": [{"Name": "x"}]}'
+    )
+    nibabel.save(nibabel.Nifti1Image(finer, grid.affine), masks / "sub-01_label-tissue_mask.nii.gz")
+    index([root], tmp_path / "index.parquet", split="train=1", workers=1)
+    (scan,) = read_index(tmp_path / "index.parquet")
+    assert any("another grid" in reason for reason in scan.reasons)
+    prepare(tmp_path / "index.parquet", tmp_path / "store", spacing="4", workers=1)
+    store = Store.open(tmp_path / "store")
+    (share,) = store.read_shares(store.sessions[0].key, "tissue", [1])
+    expected = resample_label_shares(tissue, store.conformed(store.sessions[0].key, "T1w").grid).of(1)
+    assert np.abs(share - expected).mean() / expected.mean() < 0.05
+    assert 2 * np.minimum(share, expected).sum() / (share.sum() + expected.sum()) > 0.97
 
 
 def test_metadata_comes_along(store: Store, index_file: Path) -> None:
@@ -101,7 +175,7 @@ def test_stores_that_are_no_stores_are_refused(store_path: Path, tmp_path: Path)
     path = copied(store_path, tmp_path)
     info = artifacts.read_json(path / "store.json")
     artifacts.write_json(path / "store.json", info | {"version": 99})
-    with pytest.raises(ArtifactError, match=r"(?s)another version.*version 1.*version 99"):
+    with pytest.raises(ArtifactError, match=r"(?s)another version.*version 2.*version 99"):
         Store.open(path)
     artifacts.write_json(path / "store.json", info)
     (path / artifacts.MARKER).unlink()

@@ -384,8 +384,28 @@ def _blur(matrix: np.ndarray) -> np.ndarray:
     return np.where(footprint > 1.01, np.sqrt(np.maximum(footprint**2 - 1, 0)) / np.sqrt(8 * np.log(2)), 0.0)
 
 
+@dataclass(frozen=True)
+class LabelShares:
+    """A label map that knows its partial volumes: which two labels fill most of each voxel, and how much the lesser of them.
+
+    Attributes:
+        first: integer labels with the largest share of each voxel, background (0) included: the hard label map.
+        second: integer labels with the next largest share; 0 where there is none.
+        share: float32 in [0, 0.5], the second's part of what the two fill together. A third label in a voxel is left out.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    share: np.ndarray
+
+    def of(self, value: int) -> np.ndarray:
+        """float32 array in [0, 1]: the share of each voxel that a label value fills."""
+        filled = np.where(self.first == value, 1 - self.share, np.float32(0))
+        return np.where((self.second == value) & (self.first != value), self.share, filled).astype(np.float32, copy=False)
+
+
 def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
-    """A label map on another grid of the same world: each label is interpolated linearly and the largest share wins.
+    """A label map on another grid of the same world: the label that fills most of a voxel wins.
 
     Args:
         volume: integer (or boolean) voxels, 0 is background; left untouched.
@@ -393,28 +413,43 @@ def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
 
     Returns:
         Array of ``grid``'s shape and the input's dtype; 0 outside the field of view, and wherever background has at least
-        as large a share as every label. Two float32 arrays of the target's size are the working memory, whatever the
-        number of labels.
+        as large a share as every label. A structure smaller than a voxel of ``grid`` may be lost: see
+        :func:`resample_label_shares`.
+    """
+    return resample_label_shares(volume, grid).first
+
+
+def resample_label_shares(volume: Volume, grid: Grid) -> LabelShares:
+    """A label map on another grid, with the share of each voxel that its two main labels fill.
+
+    Along an axis on which ``grid`` is coarser the share is that of the voxel's own extent, so that the volume of a label
+    (sum of shares times voxel volume) is kept; along the others it is interpolated linearly. Where the grids' axes differ
+    the extent is a Gaussian of that width. The working memory is four float32 arrays of the target's size, whatever the
+    number of labels.
+
+    Args:
+        volume: integer (or boolean) voxels, 0 is background; left untouched.
+        grid: where to sample.
     """
     labels = volume.voxels
     if labels.dtype.kind not in "iub":
         raise TypeError(f"labels are integers, got {labels.dtype}")
     relation = _relate(grid_of(volume), grid)
-    out = np.zeros(grid.shape, dtype=labels.dtype)
+    first, second = np.zeros(grid.shape, dtype=labels.dtype), np.zeros(grid.shape, dtype=labels.dtype)
+    none = np.zeros(grid.shape, dtype=np.float32)
+    matrices = []
     if isinstance(relation, _Separable):
         if min(axis.last - axis.first for axis in relation.along) == 0:
-            return out
+            return LabelShares(first, second, none)
         labels = relation.turned(labels)
         if all(axis.exact for axis in relation.along):
             starts = [axis.first + int(axis.offset) for axis in relation.along]
             box = tuple(slice(s, s + a.last - a.first) for s, a in zip(starts, relation.along, strict=True))
-            out[relation.region] = labels[box]
-            return out
-        matrices = [_weights(axis, 1) for axis in relation.along]
-    else:
-        matrices = []
+            first[relation.region] = labels[box]
+            return LabelShares(first, second, none)
+        matrices = [_extents(axis) if axis.step > 1 else _weights(axis, 1) for axis in relation.along]
     values, numbers = _compact(labels)
-    best, total = np.zeros(grid.shape, dtype=np.float32), np.zeros(grid.shape, dtype=np.float32)
+    best, next_best, total = none, np.zeros_like(none), np.zeros_like(none)
     for number, found in enumerate(ndimage.find_objects(numbers), start=1):
         if found is None:
             continue
@@ -425,14 +460,45 @@ def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
             where, share = _oblique_share(numbers, number, (x, y, z), relation, grid.shape)
         if share.size == 0:
             continue
-        wins = share > best[where]
-        out[where][wins] = values[number]
-        np.maximum(best[where], share, out=best[where])
         total[where] += share
-    out[best <= (1 - total) + 1e-5] = 0
+        _rank(share, values[number], (first[where], best[where]), (second[where], next_best[where]))
+    background = np.maximum(1 - total, 0)
+    background[background < 1e-5] = 0
+    _rank(background + np.float32(1e-5), 0, (first, best), (second, next_best))  # a tie is background's
     if isinstance(relation, _Oblique):
-        out[~inside(grid_of(volume), grid)] = 0
-    return out
+        beyond = ~inside(grid_of(volume), grid)
+        first[beyond] = second[beyond] = 0
+        next_best[beyond] = 0
+    next_best[next_best <= 2e-5] = 0
+    second[next_best == 0] = 0
+    return LabelShares(first, second, np.minimum(next_best / np.maximum(best + next_best, 1e-6), 0.5))
+
+
+def _rank(share: np.ndarray, value: Any, top: tuple[np.ndarray, np.ndarray], following: tuple[np.ndarray, np.ndarray]) -> None:
+    """Enter a label's share into the two best (label, share) of each voxel, in place; an equal share does not displace."""
+    wins = share > top[1]
+    follows = ~wins & (share > following[1])
+    following[0][wins], following[1][wins] = top[0][wins], top[1][wins]
+    top[0][wins], top[1][wins] = value, share[wins]
+    following[0][follows], following[1][follows] = value, share[follows]
+
+
+def _extents(axis: _Axis) -> sparse.csr_array:
+    """(targets in view, n_source) float32: the part of each target voxel's extent that lies in each source voxel."""
+    n, step = axis.n_source, axis.step
+    position = step * np.arange(axis.first, axis.last, dtype=np.float64) + axis.offset
+    taps = int(np.ceil(step)) + 2
+    index = np.floor(position - step / 2 + 0.5)[:, None] + np.arange(taps)
+    low = np.maximum(index - 0.5, (position - step / 2)[:, None])
+    high = np.minimum(index + 0.5, (position + step / 2)[:, None])
+    weight = np.maximum(high - low, 0) / step
+    weight[(index < 0) | (index > n - 1)] = 0
+    index = np.clip(index, 0, n - 1)
+    rows = np.repeat(np.arange(len(position)), taps)
+    matrix = sparse.coo_array((weight.ravel(), (rows, index.astype(np.int64).ravel())), shape=(len(position), n)).tocsr()
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return sparse.csr_array(matrix.astype(np.float32))
 
 
 def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -796,10 +862,26 @@ def to_native(array: np.ndarray, record: Conformed, order: int = 1) -> np.ndarra
     return resample(Volume(array, record.grid.affine), record.native, order=order)
 
 
-def to_native_labels(labels: np.ndarray, record: Conformed) -> np.ndarray:
-    """Labels on the conformed grid as labels on the scan's native grid; 0 outside the conformed box, same dtype."""
-    _require_shape(labels, record)
-    return resample_labels(Volume(labels, record.grid.affine), record.native)
+def to_native_labels(labels: np.ndarray | LabelShares, record: Conformed) -> np.ndarray:
+    """Labels on the conformed grid as labels on the scan's native grid; 0 outside the conformed box, same dtype.
+
+    From shares each label's share is interpolated and the largest wins, as from a model's probabilities; what a hard map
+    has lost at a coarser spacing is lost.
+    """
+    hard = labels if isinstance(labels, np.ndarray) else labels.first
+    _require_shape(hard, record)
+    if isinstance(labels, np.ndarray) or not labels.share.any():
+        return resample_labels(Volume(hard, record.grid.affine), record.native)
+    out = np.zeros(record.native.shape, dtype=hard.dtype)
+    best, total = np.zeros(out.shape, dtype=np.float32), np.zeros(out.shape, dtype=np.float32)
+    for value in np.union1d(hard, labels.second):
+        if value:
+            share = resample(Volume(labels.of(value), record.grid.affine), record.native)
+            out[share > best] = value
+            np.maximum(best, share, out=best)
+            total += share
+    out[best <= 1 - total + 1e-5] = 0
+    return out
 
 
 def denormalise(array: np.ndarray, record: Conformed) -> np.ndarray:

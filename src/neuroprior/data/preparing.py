@@ -11,10 +11,10 @@ import numpy as np
 from ..core import artifacts, nifti
 from ..core.contrasts import UNKNOWN
 from ..core.errors import ArtifactError, InputError, NeuropriorError
-from ..core.geometry import ConformSpec, grid_of, overlap, resample_labels
+from ..core.geometry import ConformSpec, grid_of, overlap, resample_label_shares
 from ..core.records import BAD, Scan
 from ..core.session import MIN_OVERLAP, conform_session
-from .store import key_folder, write_array
+from .store import key_folder, write_array, write_label
 
 
 def session_key(scan: Scan) -> str:
@@ -117,12 +117,13 @@ def _labels(folder: Path, scans: list[Scan], grid: Any) -> tuple[dict[str, Any],
         if overlap(grid, grid_of(volume)) < MIN_OVERLAP:
             notes.append(f"label {name} left out: its field of view does not hold the session's head")
             continue
-        array = resample_labels(volume, grid)
+        shares = resample_label_shares(volume, grid)
         before = int((volume.voxels > 0).sum()) * float(np.prod(volume.spacing_mm)) / 1000
-        after = int((array > 0).sum()) * float(np.prod(grid.spacing_mm)) / 1000
+        after = int((shares.first > 0).sum()) * float(np.prod(grid.spacing_mm)) / 1000
         if after < 0.75 * before:
             notes.append(
-                f"label {name} shrinks from {before:.2f} to {after:.2f} ml at this spacing: prepare at a finer --spacing"
+                f"label {name} shrinks from {before:.2f} to {after:.2f} ml as a hard mask at this spacing; its partial volumes are kept, "
+                "but a finer --spacing would show more of it"
             )
-        labels[name] = {"sha256": write_array(folder / f"label.{name}.b2nd", array), "values": [int(v) for v in np.unique(array)]}
+        labels[name] = write_label(folder, name, shares)
     return labels, notes

@@ -5,7 +5,9 @@
     STORE/
       store.json                       version, spec, voxel dtype
       sessions/3f/<key>/<contrast>.b2nd      (x, y, z) float16 or float32, conformed
-      sessions/3f/<key>/label.<name>.b2nd    (x, y, z) smallest integer type
+      sessions/3f/<key>/label.<name>.b2nd    (x, y, z) integer label map: the label that fills most of each voxel
+      sessions/3f/<key>/second.<name>.b2nd   (x, y, z) the label that fills the next most, and ...
+      sessions/3f/<key>/share.<name>.b2nd    (x, y, z) uint8, ... 510 times its share, 0..0.5; both only where the store is coarser
       sessions/3f/<key>/session.json         geometry, intensity, checksums; written last: the session's completeness marker
       scans.parquet                    a row a scan of the index, with status and reason
       complete.json                    store_hash; written last
@@ -31,15 +33,18 @@ from .. import __version__
 from ..core import artifacts
 from ..core.config import parse
 from ..core.errors import ArtifactError, InputError, LeakageError
-from ..core.geometry import Conformed, ConformSpec
+from ..core.geometry import Conformed, ConformSpec, LabelShares
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1
+VERSION = 2
 """Version of the store's layout."""
 CHUNK = 32
 """Edge of a chunk in voxels: a box of 64^3 touches at most 27 of them."""
+
+SHARE_STEPS = 510
+"""A voxel's share of its second label, in [0, 0.5], is stored as this many times it, in one byte."""
 
 Box = tuple[slice, slice, slice]
 
@@ -101,6 +106,18 @@ def write_array(path: Path, array: np.ndarray) -> str:
     with artifacts.atomic(path) as temporary:
         temporary.write_bytes(stored.to_cframe())
     return artifacts.sha256_array(array)
+
+
+def write_label(folder: Path, name: str, shares: LabelShares) -> dict[str, Any]:
+    """Write a label map, with its partial volumes where it has any; returns the store's entry: checksums and values."""
+    entry: dict[str, Any] = {
+        "sha256": write_array(folder / f"label.{name}.b2nd", shares.first),
+        "values": sorted({int(v) for v in np.unique(shares.first)} | {int(v) for v in np.unique(shares.second)}),
+    }
+    if shares.share.any():
+        entry["second_sha256"] = write_array(folder / f"second.{name}.b2nd", shares.second)
+        entry["share_sha256"] = write_array(folder / f"share.{name}.b2nd", np.round(shares.share * SHARE_STEPS).astype(np.uint8))
+    return entry
 
 
 def read_array(path: Path, box: Box | None = None) -> np.ndarray:
@@ -198,8 +215,18 @@ class Store:
 
     def read_shares(self, key: str, name: str, values: Sequence[int], box: Box | None = None) -> np.ndarray:
         """(len(values), x, y, z) float32 in [0, 1]: the share of each voxel that each label value fills."""
-        label = self.read_label(key, name, box)
-        return np.stack([(label == value).astype(np.float32) for value in values])
+        shares = self.read_partial(key, name, box)
+        return np.stack([shares.of(value) for value in values])
+
+    def read_partial(self, key: str, name: str, box: Box | None = None) -> LabelShares:
+        """The label map of a session, or of a box of it, with its partial volumes (none where the store is no coarser)."""
+        first = self.read_label(key, name, box)
+        session = self[key]
+        if "share_sha256" not in session.labels[name]:
+            return LabelShares(first, np.zeros_like(first), np.zeros(first.shape, dtype=np.float32))
+        second = read_array(session.folder / f"second.{name}.b2nd", box)
+        share = read_array(session.folder / f"share.{name}.b2nd", box).astype(np.float32) / SHARE_STEPS
+        return LabelShares(first, second, share)
 
     def conformed(self, key: str, contrast: str) -> Conformed:
         """How a scan was conformed, with everything needed to go back."""
@@ -209,15 +236,20 @@ class Store:
         """Every array that is missing, damaged or differs from its checksum, as ``key: what``; empty when all is well."""
         problems = []
         for session in self.sessions:
-            entries = [(name, f"{name}.b2nd", entry) for name, entry in session.scans.items()]
-            entries += [(f"label {name}", f"label.{name}.b2nd", entry) for name, entry in session.labels.items()]
-            for name, file, entry in entries:
+            entries = [(name, f"{name}.b2nd", entry["sha256"]) for name, entry in session.scans.items()]
+            for name, entry in session.labels.items():
+                entries += [
+                    (f"label {name}", f"{part}.{name}.b2nd", entry[key])
+                    for part, key in (("label", "sha256"), ("second", "second_sha256"), ("share", "share_sha256"))
+                    if key in entry
+                ]
+            for name, file, expected in entries:
                 try:
                     found = artifacts.sha256_array(read_array(session.folder / file))
                 except ArtifactError as error:
                     problems.append(f"{session.key}: {name}: {error.what}")
                     continue
-                if found != entry["sha256"]:
+                if found != expected:
                     problems.append(f"{session.key}: {name}: the voxels are not the ones that were written")
         return problems
 
