@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#c2571a", "#8a94a0"
+COLOURS = (BLUE, ORANGE, "#2f7d4f", "#7a4fa3", INK)
+"""Of models, in their order."""
 
 
 def embed(path: Path) -> str:
@@ -91,7 +93,7 @@ def scatter(truth: Sequence[float], guesses: Mapping[str, Sequence[float]], targ
     everything = [*truth, *(v for values in guesses.values() for v in values)]
     low, high = min(everything), max(everything)
     axis.plot([low, high], [low, high], "--", color=GREY, linewidth=1)
-    for (name, values), colour in zip(guesses.items(), (BLUE, ORANGE, INK, GREY), strict=False):
+    for (name, values), colour in zip(guesses.items(), COLOURS, strict=False):
         axis.plot(truth, values, "o", color=colour, markersize=4, alpha=0.75, label=name)
     axis.set_xlabel(f"true {target}", fontsize=8)
     axis.set_ylabel(f"predicted {target}", fontsize=8)
@@ -105,11 +107,77 @@ def roc(curves: Mapping[str, tuple[Sequence[bool], Sequence[float]]]) -> str:
 
     figure, (axis,) = _new(4.2, 3.8)
     axis.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
-    for (name, (truth, probability)), colour in zip(curves.items(), (BLUE, ORANGE, INK, GREY), strict=False):
+    for (name, (truth, probability)), colour in zip(curves.items(), COLOURS, strict=False):
         false, true, _ = roc_curve(truth, probability)
         axis.plot(false, true, color=colour, label=name)
     axis.set_xlabel("1 - specificity", fontsize=8)
     axis.set_ylabel("sensitivity", fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+    return _data(figure)
+
+
+def bias(truth: Sequence[float], guesses: Mapping[str, Sequence[float]], target: str) -> str:
+    """Signed error against the true value, with each model's least-squares line: age models pull towards the mean."""
+    figure, (axis,) = _new(4.2, 3.8)
+    x = np.asarray(truth, dtype=float)
+    axis.axhline(0, linestyle="--", color=GREY, linewidth=1)
+    for (name, values), colour in zip(guesses.items(), COLOURS, strict=False):
+        error = np.asarray(values, dtype=float) - x
+        axis.plot(x, error, "o", color=colour, markersize=4, alpha=0.75)
+        if len(x) > 2 and np.ptp(x) > 0:
+            slope, intercept = np.polyfit(x, error, 1)
+            ends = np.array([x.min(), x.max()])
+            axis.plot(ends, slope * ends + intercept, color=colour, linewidth=1.2, label=f"{name}: slope {slope:+.2f}")
+    axis.set_xlabel(f"true {target}", fontsize=8)
+    axis.set_ylabel("predicted - true", fontsize=8)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7, frameon=False)
+    return _data(figure)
+
+
+def strips(values: Mapping[str, Sequence[float]], what: str) -> str:
+    """Every case's value as a dot, a column a model, with the median as a bar."""
+    figure, (axis,) = _new(max(3.0, 1.3 * len(values) + 1.4), 3.4)
+    for place, ((_, numbers), colour) in enumerate(zip(values.items(), COLOURS * 4, strict=False)):
+        y = np.sort(np.asarray(numbers, dtype=float))
+        spread = 0.25 * np.sin(np.arange(len(y)) * 2.4)  # a fixed sway keeps dots apart
+        axis.plot(place + spread, y, "o", color=colour, markersize=4, alpha=0.7)
+        if len(y):
+            axis.plot([place - 0.32, place + 0.32], [np.median(y)] * 2, color=INK, linewidth=1.6)
+    axis.set_xticks(range(len(values)), list(values), fontsize=8)
+    axis.set_ylabel(f"{what} (bar: median)", fontsize=8)
+    return _data(figure)
+
+
+def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], bins: int = 8) -> str:
+    """Observed share of positives against the predicted probability, in bins of equal count; dot size is the bin's count."""
+    figure, (axis,) = _new(4.2, 3.8)
+    axis.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
+    for (name, (truth, probability)), colour in zip(curves.items(), COLOURS, strict=False):
+        order = np.argsort(probability, kind="stable")
+        parts = [part for part in np.array_split(order, min(bins, max(1, len(order) // 3))) if len(part)]
+        said = [float(probability[part].mean()) for part in parts]
+        seen = [float(truth[part].mean()) for part in parts]
+        axis.plot(said, seen, "-", color=colour, linewidth=1, label=name)
+        axis.scatter(said, seen, s=[8 + 3 * len(part) for part in parts], color=colour, alpha=0.8)
+    axis.set_xlabel("predicted probability", fontsize=8)
+    axis.set_ylabel("observed share", fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+    return _data(figure)
+
+
+def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Error rate among the k surest cases (largest probability of the class said), for every k."""
+    figure, (axis,) = _new(4.2, 3.8)
+    for (name, (truth, probability)), colour in zip(curves.items(), COLOURS, strict=False):
+        sure = np.maximum(probability, 1 - probability)
+        wrong = (probability >= 0.5) != truth.astype(bool)
+        order = np.argsort(-sure, kind="stable")
+        risk = np.cumsum(wrong[order]) / np.arange(1, len(order) + 1)
+        axis.plot(np.arange(1, len(order) + 1) / len(order), risk, color=colour, label=name)
+    axis.set_xlabel("share of cases answered", fontsize=8)
+    axis.set_ylabel("share of these that are wrong", fontsize=8)
+    axis.set_ylim(bottom=0)
     axis.legend(fontsize=7, frameon=False)
     return _data(figure)
 
