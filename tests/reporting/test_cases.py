@@ -36,7 +36,9 @@ def predictions(tmp_path: Path) -> Path:
             "case": name, "target": "lesion", "status": "ok", "reason": "n/a", "input": str(tmp_path / f"{name}_T1w.nii.gz"),
             "output": f"{name}/anat/{name}_label-lesion_mask.nii.gz",
         })  # fmt: skip
-    rows.append({"case": "sub-99", "target": "lesion", "status": "failed", "reason": "cut short", "input": "n/a", "output": "n/a"})
+    rows.append(
+        {"case": "sub-99", "target": "lesion", "status": "failed", "reason": "cut short", "input": "n/a", "output": "n/a"}
+    )
     with open(folder / "predictions.tsv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
         writer.writeheader()
@@ -58,9 +60,7 @@ def test_failed_cases_are_problems(predictions: Path) -> None:
 
 def test_agreement_is_missed_extra_and_both() -> None:
     guess, truth = np.array([[[0, 1, 1, 2, 0]]]), np.array([[[1, 1, 0, 1, 0]]])
-    np.testing.assert_array_equal(
-        cases.agreement_map(guess, truth), [[[cases.MISSED, cases.BOTH, cases.EXTRA, cases.MISSED, 0]]]
-    )
+    np.testing.assert_array_equal(cases.agreement_map(guess, truth), [[[cases.MISSED, cases.BOTH, cases.EXTRA, cases.MISSED, 0]]])
     np.testing.assert_array_equal(cases.agreement_map(guess, None), [[[0, cases.EXTRA, cases.EXTRA, cases.EXTRA, 0]]])
 
 
@@ -80,6 +80,7 @@ def test_viewers_are_whole_pages_that_ask_no_network(predictions: Path, tmp_path
     for viewer in block["viewers"]:
         page = (out / viewer["href"]).read_text()
         assert "brainsprite" in page
+        assert "x-icon" not in page
         loaded = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)([^"']+)""", page)
         assert not [address for address in loaded if "//" in address]
         assert "sub-01" not in viewer["href"], "file names name nobody"

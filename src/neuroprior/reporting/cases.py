@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from ..core import artifacts, nifti
 from ..core.errors import InputError
@@ -181,14 +183,18 @@ def _write_viewer(out: Path, name: str, background: np.ndarray, layer: np.ndarra
             cut_coords=_centre(layer, grid),
         )  # fmt: skip
     page = view.get_standalone()
-    page = "\n".join(line for line in page.splitlines() if 'rel="icon"' not in line and "favicon" not in line)
+    page = re.sub(r"<link\b[^>]*icon[^>]*>", "", page)  # nilearn points at an address for its icon
     path = out / "viewer" / f"{name}.html"
     artifacts.write_text(path, page.replace("<head>", '<head>\n<link rel="icon" href="data:,">', 1))
     return path.relative_to(out).as_posix()
 
 
 def _centre(layer: np.ndarray, grid: Grid) -> list[float]:
-    """Millimetres of the middle of the overlay's largest slice crossing, or of the grid where it is empty."""
-    inside = np.argwhere(layer >= 0.5 * max(float(layer.max()), 1e-6)) if layer.any() else np.empty((0, 3))
-    voxel = np.median(inside, axis=0) if len(inside) else (np.asarray(grid.shape) - 1) / 2
+    """Millimetres of the voxel in the midst of the overlay's largest piece, or of the grid's centre where it is empty."""
+    parts, n_parts = ndimage.label(layer >= 0.5 * max(float(layer.max()), 1e-6))  # pyright: ignore[reportGeneralTypeIssues]
+    voxel = (np.asarray(grid.shape) - 1) / 2
+    if n_parts:
+        largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+        inside = np.argwhere(parts == largest)
+        voxel = inside[np.argmin(((inside - inside.mean(0)) ** 2).sum(1))]
     return [float(v) for v in grid.affine[:3, :3] @ voxel + grid.affine[:3, 3]]
