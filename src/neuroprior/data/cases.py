@@ -123,6 +123,8 @@ def foreground_centres(store: Store, case: Case, values: Sequence[Source], limit
     found = {}
     for number in range(1, len(values) + 1):
         inside = np.argwhere(numbers == number)
+        if not len(inside) and np.isin(case.session.labels[str(case.target)]["values"], values[number - 1]).any():
+            inside = np.argwhere(class_shares(store, case.session.key, str(case.target), values[number - 1 : number])[1] > 0)
         if len(inside) > each:
             inside = inside[np.linspace(0, len(inside) - 1, each).astype(int)]
         if len(inside):

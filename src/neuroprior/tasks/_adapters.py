@@ -6,7 +6,6 @@ parametrisations: the layer's own code is untouched, a resumed run finds W, U an
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -59,11 +58,22 @@ def is_adapter(name: str) -> bool:
 
 
 def merged(net: nn.Module) -> nn.Module:
-    """A copy of the net with the adapters added into its weights, or the net itself where it has none."""
+    """A net without adapters that computes the same, on the CPU, or the net itself where it has none.
+
+    The net is built anew from its config: torch's removal of parametrisations changes the class, which a copy shares.
+    """
     if not any(parametrize.is_parametrized(module) for module in net.modules()):
         return net
-    net = copy.deepcopy(net)
-    for module in list(net.modules()):
+    state = {}
+    for prefix, module in net.named_modules():
+        prefix = f"{prefix}." if prefix else ""
+        if prefix.startswith("parametrizations.") or ".parametrizations." in prefix:
+            continue
+        own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return net
+            own["weight"] = module.weight
+        state |= {f"{prefix}{name}": value.detach().cpu() for name, value in own.items()}
+    with torch.random.fork_rng(devices=[]):
+        plain = type(net)(net.config)
+    plain.load_state_dict(state, strict=True)
+    return plain.train(net.training)

@@ -177,10 +177,12 @@ def fit(
                        ", ".join(unlabelled[:5]), " ..." if len(unlabelled) > 5 else "")  # fmt: skip
     counts: dict[int, list[int]] = {}  # value -> sessions, voxels
     for session in labelled:
-        values, voxels = np.unique(store.read_label(session.key, target), return_counts=True)
-        for value, n in zip(values.tolist(), voxels.tolist(), strict=True):
+        found, voxels = np.unique(store.read_label(session.key, target), return_counts=True)
+        for value, n in zip(found.tolist(), voxels.tolist(), strict=True):
             entry = counts.setdefault(int(value), [0, 0])
             entry[0], entry[1] = entry[0] + 1, entry[1] + n
+        for value in session.labels[target]["values"]:  # some are nowhere the most of a voxel, only a share of it
+            counts.setdefault(int(value), [0, 0])
     if len(counts) > config.max_classes + 1:
         raise InputError(
             f"the label {target!r} has {len(counts) - 1} values: an image saved as a label?",

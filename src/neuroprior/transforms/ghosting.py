@@ -55,8 +55,7 @@ def draw(config: Config, rng: np.random.Generator, shape: Sequence[int], spacing
 def apply(drawn: Draw, images: Tensor) -> Tensor:
     """(..., x, y, z) with ghosts."""
     n = images.shape[drawn.axis - 3]
-    lines = torch.arange(n, device=images.device)
-    moved = lines % drawn.ghosts == 0
-    moved &= (lines - n // 2).abs() > drawn.keep_centre * n / 2
+    lines = torch.arange(n, device=images.device) - n // 2  # symmetric about the centre, so that the image stays real
+    moved = (lines % drawn.ghosts == 0) & (lines.abs() > drawn.keep_centre * n / 2)
     weight = 1 - drawn.intensity * moved.to(images.dtype)
     return from_fourier(to_fourier(images) * along(weight, drawn.axis))
