@@ -163,7 +163,7 @@ def fit(
     labelled = [s for s in sessions if target in s.labels and usable_contrasts(s, contrasts)]
     if not labelled:
         known = sorted({name for session in store.sessions for name in session.labels})
-        reasons = _left_out(sessions, target)
+        reasons = _left_out(store, sessions, target)
         raise InputError(
             f"no training session has a label {target!r} and one of {', '.join(contrasts)}",
             expected=f"one of the labels in the store: {', '.join(known) or 'none'}", got=reasons,
@@ -261,12 +261,15 @@ def _names(sessions: Sequence[SessionView], target: str) -> dict[int, str]:
     return {}
 
 
-def _left_out(sessions: Sequence[SessionView], target: str) -> str | None:
-    """Why preparing left a label out, for the first few sessions."""
-    notes = []
-    for session in sessions:
+def _left_out(store: Store, sessions: Sequence[SessionView], target: str) -> str | None:
+    """Why indexing or preparing left a label out, for the first few sessions."""
+    keys = {session.key for session in sessions}
+    notes = [
+        f"{row['key']}: {row['reason']}"
+        for row in store.table.to_dict("records")
+        if row["key"] in keys and f"label {target}" in str(row["reason"])
+    ]
+    for session in sessions if not notes else ():
         record = artifacts.read_json(session.folder / "session.json")
         notes += [f"{session.key}: {note}" for note in record.get("notes", ()) if note.startswith(f"label {target} left out")]
-        if len(notes) == 3:
-            break
-    return "; ".join(notes) or None
+    return "; ".join(dict.fromkeys(notes[:3])) or None
