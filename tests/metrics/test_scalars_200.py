@@ -9,8 +9,20 @@ from sklearn import calibration as sk_calibration
 from sklearn import metrics as sk
 
 from neuroprior.core.errors import InputError
-from neuroprior.metrics import age_bias, auroc, brier, calibration, classification, crps, ece, errors, intervals, nll, operating
-from neuroprior.metrics import selective
+from neuroprior.metrics import (
+    age_bias,
+    auroc,
+    brier,
+    calibration,
+    classification,
+    crps,
+    ece,
+    errors,
+    intervals,
+    nll,
+    operating,
+    selective,
+)
 
 DRAWS = range(200)
 
@@ -193,16 +205,11 @@ def test_distributions() -> None:
         rng = np.random.default_rng(seed)
         y, mu, sigma = rng.normal(0, 3, 3), rng.normal(0, 3, 3), rng.uniform(0.2, 4, 3)
         got = crps.gaussian(y, mu, sigma)
-        for k in range(3):
-            left = integrate.quad(
-                lambda x, k=k: stats.norm.cdf(x, mu[k], sigma[k]) ** 2, mu[k] - 12 * sigma[k] - 20, y[k], limit=200
-            )
-            right = integrate.quad(
-                lambda x, k=k: stats.norm.sf(x, mu[k], sigma[k]) ** 2, y[k], mu[k] + 12 * sigma[k] + 20, limit=200
-            )
-            assert got[k] == pytest.approx(left[0] + right[0], abs=1e-6)
-            if seed >= 20:  # the integrals are slow
-                break
+        for k in range(3 if seed < 20 else 1):  # the integrals are slow
+            known = stats.norm(mu[k], sigma[k])
+            left, _ = integrate.quad(lambda x, known=known: known.cdf(x) ** 2, mu[k] - 12 * sigma[k] - 20, y[k], limit=200)
+            right, _ = integrate.quad(lambda x, known=known: known.sf(x) ** 2, y[k], mu[k] + 12 * sigma[k] + 20, limit=200)
+            assert got[k] == pytest.approx(left + right, abs=1e-6)
         members = rng.normal(size=(3, int(rng.integers(2, 12))))
         apart = np.abs(members[:, :, None] - members[:, None]).sum((1, 2))
         near, m = np.abs(members - y[:, None]).mean(1), members.shape[1]

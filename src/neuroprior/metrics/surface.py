@@ -77,19 +77,25 @@ def surface_of(mask: np.ndarray) -> np.ndarray:
     return mask & ~inside
 
 
-def measure(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> Distances:
+def measure(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    image_shape: tuple[int, ...] | None = None,
+) -> Distances:
     """The distances between the surfaces of two boolean arrays of one shape, from which all surface metrics are read.
 
     Args:
         prediction, reference: (x, y, z) bool (any number of axes).
         spacing_mm: voxel edges, one for each axis.
+        image_shape: of the whole image where the masks are cut out of one; its diagonal stands for a missing mask.
 
     Raises:
         InputError: shapes that differ, or a spacing that is not positive.
     """
     p, r = _inputs.masks(prediction, reference)
     edges = _inputs.spacing(spacing_mm, p.ndim)
-    diagonal = float(np.linalg.norm(np.array(p.shape) * edges))
+    diagonal = float(np.linalg.norm(np.array(image_shape or p.shape) * edges))
     box = _inputs.crop(p, r)
     if box is None:
         return Distances(np.empty(0), np.empty(0), 2, diagonal)
