@@ -1,8 +1,9 @@
 """Accuracy: predictions against a reference, case by case and over the set, with bootstrap intervals over subjects.
 
-Empty masks by a stated rule. ``honest``: both empty is not counted (and the specificity on empty cases is given); one
-empty gives DSC 0, NSD 0, HD95 and ASSD the image's diagonal. ``fomo26``: both empty DSC 1 and NSD 0, one empty both 0.
-A case that failed counts as the worst: an empty mask, an uninformative probability, or the floor's error doubled.
+Empty masks by a stated rule, :data:`EMPTY_RULES`, which :func:`printed_rule` says in words. ``honest``: both empty is not
+counted (and the specificity on empty cases is given); one empty gives DSC 0, NSD 0, and the image's diagonal for distances.
+``fomo26``: both empty DSC 1 and NSD 0, one empty both 0. A case that failed counts as the worst: an empty mask, a probability at
+the wrong end, or twice the floor's error; a prediction that is not a finite number is a failure.
 """
 
 from __future__ import annotations
@@ -13,12 +14,81 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import ConfigError, InputError, suggestion
 from ..core.records import Score
-from ..metrics import auroc, calibration, classification, dice, errors, lesions, surface
-from ..metrics._bootstrap import interval
+from ..metrics import (
+    _inputs,
+    age_bias,
+    auroc,
+    brier,
+    calibration,
+    classification,
+    dice,
+    ece,
+    errors,
+    lesions,
+    nll,
+    operating,
+    selective,
+    surface,
+    volume,
+)
+from ..metrics._bootstrap import FEWEST, Method, interval, mean_interval
 
-SIZE_BINS_ML = (("small", 0.0, 0.1), ("medium", 0.1, 1.0), ("large", 1.0, np.inf))
+SIZE_BINS_ML: tuple[lesions.Bin, ...] = (("small", 0.0, 0.1), ("medium", 0.1, 1.0), ("large", 1.0, np.inf))
 """Lesion sizes in millilitres that detection is also given for."""
+
+DIAGONAL = "diagonal"
+"""In a rule: the distance from one corner of the image to the other, the worst that a distance can be."""
+
+_ONE_EMPTY: Mapping[str, float | str | None] = {
+    "dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95_mm": DIAGONAL, "hd_mm": DIAGONAL, "assd_mm": DIAGONAL,
+}  # fmt: skip
+_NOT_COUNTED: Mapping[str, float | str | None] = dict.fromkeys(_ONE_EMPTY)
+
+EMPTY_RULES: Mapping[str, Mapping[str, Mapping[str, float | str | None]]] = {
+    "honest": {"both empty": _NOT_COUNTED, "reference empty": _ONE_EMPTY, "prediction empty": _ONE_EMPTY},
+    "fomo26": {
+        "both empty": {**_NOT_COUNTED, "dice": 1.0, "iou": 1.0, "nsd": 0.0},
+        "reference empty": _ONE_EMPTY,
+        "prediction empty": _ONE_EMPTY,
+    },
+}
+"""Rule -> which masks are empty -> metric -> its value; None is not counted."""
+
+
+def printed_rule(rule: str) -> str:
+    """The rule for empty masks in words, one line for each case, for logs and reports.
+
+    Raises:
+        ConfigError: there is no such rule.
+    """
+    lines = []
+    for state, values in empty_rule(rule).items():
+        said = {
+            name: "not counted" if value is None else f"{value:g}" if isinstance(value, float) else f"the image's {value}"
+            for name, value in values.items()
+        }
+        groups: dict[str, list[str]] = {}
+        for name, text in said.items():
+            groups.setdefault(text, []).append(name)
+        lines.append(f"{state}: " + "; ".join(f"{', '.join(names)} {text}" for text, names in groups.items()))
+    return "\n".join([f"rule for empty masks: {rule}", *lines])
+
+
+def empty_rule(rule: str) -> Mapping[str, Mapping[str, float | str | None]]:
+    """The table of one rule.
+
+    Raises:
+        ConfigError: there is no such rule.
+    """
+    if rule not in EMPTY_RULES:
+        raise ConfigError(
+            f"unknown rule for empty masks {rule!r}",
+            expected=" or ".join(EMPTY_RULES),
+            next_step=suggestion(rule, list(EMPTY_RULES)),
+        )
+    return EMPTY_RULES[rule]
 
 
 @dataclass(frozen=True)
@@ -32,6 +102,7 @@ class Context:
         rule: ``honest`` or ``fomo26``.
         tolerance_mm: of the NSD.
         resamples, seed: of the bootstrap.
+        method: of the intervals (``metrics/_bootstrap.py``).
     """
 
     model: str
@@ -42,11 +113,19 @@ class Context:
     tolerance_mm: float = 1.0
     resamples: int = 2000
     seed: int = 0
+    method: Method = "expanded"
 
     def row(self, case: str, subject: str, metric: str, region: str, value: float, note: str = "", n: int = 1) -> Score:
         """A score; a value that is not finite becomes None."""
         number = float(value) if np.isfinite(value) else None
         return Score(self.model, self.task, self.target, case, subject, metric, region, self.condition, number, n=n, note=note)
+
+
+def outside_map(labels: np.ndarray, regions: Mapping[str, int]) -> dict[int, int]:
+    """Label values that are neither background nor in ``regions``, each with its number of voxels."""
+    values, counts = np.unique(labels, return_counts=True)
+    known = {0, *regions.values()}
+    return {int(value): int(count) for value, count in zip(values, counts, strict=True) if int(value) not in known}
 
 
 def segmentation_case(
@@ -60,43 +139,68 @@ def segmentation_case(
         case, subject: who.
         prediction, reference: (x, y, z) integer label maps on one grid.
         spacing_mm: of that grid.
-        regions: name -> label value; the background is never one.
+        regions: name -> label value; the background is never one. Voxels of a label outside this map belong to no region: a
+            row ``voxels_outside_map`` counts them, and its note names the labels.
         note: put on every row.
+
+    Raises:
+        InputError: two grids, or a spacing that is not positive.
+        ConfigError: an unknown rule.
     """
+    table = empty_rule(context.rule)
+    if prediction.shape != reference.shape:
+        raise InputError(
+            "the prediction and the reference lie on different grids", expected=reference.shape, got=prediction.shape, file=case
+        )
     rows = []
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    voxel_ml = float(np.prod(_inputs.spacing(spacing_mm, prediction.ndim))) / 1000
+    for side, labels in (("prediction", prediction), ("reference", reference)):
+        strange = outside_map(labels, regions)
+        if strange:
+            text = f"{side} has labels outside the map: " + ", ".join(f"{value} ({n} voxels)" for value, n in strange.items())
+            text = "; ".join(part for part in (note, text) if part)
+            rows.append(context.row(case, subject, "voxels_outside_map", side, float(sum(strange.values())), text))
     for region, value in regions.items():
-        p, r = prediction == value, reference == value
-        empty = (
-            "both empty"
-            if not p.any() and not r.any()
-            else "reference empty"
-            if not r.any()
-            else "prediction empty"
-            if not p.any()
-            else ""
+        whole = prediction == value, reference == value
+        box = _inputs.crop(*whole) or (slice(0, 0),) * prediction.ndim
+        p, r = whole[0][box], whole[1][box]
+        distances = surface.measure(p, r, spacing_mm, prediction.shape)
+        empty = {(False, False): "both empty", (True, False): "reference empty", (False, True): "prediction empty"}.get(
+            (bool(p.any()), bool(r.any())), ""
         )
         text = "; ".join(part for part in (note, empty) if part)
 
         def add(metric: str, number: float, region: str = region, text: str = text) -> None:
             rows.append(context.row(case, subject, metric, region, number, text))
 
-        overlap_dice = dice.dice(p, r)
-        overlap_nsd = surface.nsd(p, r, spacing_mm, context.tolerance_mm)
-        if context.rule == "fomo26" and empty == "both empty":
-            overlap_dice, overlap_nsd = 1.0, 0.0
-        add("dice", overlap_dice)
-        add("nsd", overlap_nsd)
-        add("hd95_mm", surface.hd95(p, r, spacing_mm))
+        if empty:
+            for metric, worst in table[empty].items():
+                add(metric, distances.diagonal_mm if worst == DIAGONAL else float("nan") if worst is None else float(worst))
+        else:
+            add("dice", dice.dice(p, r))
+            add("iou", dice.iou(p, r))
+            add("nsd", distances.nsd(context.tolerance_mm))
+            add("hd95_mm", distances.hausdorff())
+            add("hd_mm", distances.hausdorff(100))
+            add("assd_mm", distances.assd())
         add("volume_difference_ml", dice.volume_difference_ml(p, r, spacing_mm))
+        add("volume_error_ml", volume.absolute_error_ml(p, r, spacing_mm))
+        add("volume_error_relative", abs(volume.relative_difference(p, r)))
         if not r.any():
             add("empty_specificity", float(not p.any()))
         if len(regions) == 1:
-            found = lesions.detect(p, r)
-            add("lesion_f1", found.f1)
-            add("lesion_recall", found.recall)
+            found = lesions.each(p, r, voxel_ml=voxel_ml)
+            add("lesion_f1", found.within().f1)
+            add("lesion_recall", found.within().recall)
+            add("lesion_precision", found.within().precision)
             for name, low, high in SIZE_BINS_ML:
-                add("lesion_recall", lesions.detect(p, r, min_ml=low, max_ml=high, voxel_ml=voxel_ml).recall, f"{region}, {name}")
+                here = found.within(low, high)
+                for metric, number in (
+                    ("lesion_f1", here.f1),
+                    ("lesion_recall", here.recall),
+                    ("lesion_precision", here.precision),
+                ):
+                    add(metric, number, f"{region}, {name}")
     return rows
 
 
@@ -114,27 +218,36 @@ def summarise(context: Context, rows: Sequence[Score]) -> list[Score]:
         if values.size == 0:
             made.append(context.row("all", "all", metric, region, float("nan"), note, n=0))
             continue
-        low, high = interval(
-            [row.subject for row in counted],
-            lambda k, values=values: float(values[k].mean()),
-            resamples=context.resamples,
-            seed=context.seed,
-        )
+        subjects = [row.subject for row in counted]
+        low, high = mean_interval(subjects, values, resamples=context.resamples, seed=context.seed, method=context.method)
+        note = "; ".join(part for part in (note, _too_few(subjects)) if part)
         made.append(
             replace(context.row("all", "all", metric, region, float(values.mean()), note, n=len(values)), low=low, high=high)
         )
     return made
 
 
+def _too_few(subjects: Sequence[str]) -> str:
+    n = len(set(subjects))
+    return f"no interval: {n} subject{'s' if n > 1 else ''}, at least {FEWEST} are needed" if n < FEWEST else ""
+
+
 def _over_set(
-    context: Context, subjects: Sequence[str], metrics: Mapping[str, Callable[[np.ndarray], float]], note: str = ""
+    context: Context,
+    subjects: Sequence[str],
+    metrics: Mapping[str, Callable[[np.ndarray], float]],
+    note: str = "",
+    undefined: str = "",
 ) -> list[Score]:
     n = len(subjects)
     made = []
     for name, statistic in metrics.items():
         value = statistic(np.arange(n))
-        low, high = interval(subjects, statistic, resamples=context.resamples, seed=context.seed)
-        made.append(replace(context.row("all", "all", name, "all", value, note, n=n), low=low, high=high))
+        method: Method = "expanded" if context.method == "studentised" else context.method
+        low, high = interval(subjects, statistic, resamples=context.resamples, seed=context.seed, method=method)
+        reason = f"not defined: {undefined}" if not np.isfinite(value) and undefined else _too_few(subjects)
+        text = "; ".join(part for part in (note, reason) if part)
+        made.append(replace(context.row("all", "all", name, "all", value, text, n=n), low=low, high=high))
     return made
 
 
@@ -148,12 +261,22 @@ def classify(
         context: origin.
         cases, subjects: (n,) who.
         truth, guess: (n,) class names.
-        probability: (n,) of the positive class.
+        probability: (n,) of the positive class; one that is NaN is a failure, put at the wrong end.
         positive: its name.
         notes: (n,) a note for each case.
+
+    Raises:
+        InputError: a probability outside [0, 1].
     """
     t, g, p = np.array(truth, dtype=object), np.array(guess, dtype=object), np.array(probability, dtype=float)
+    said = list(notes) if notes else [""] * len(t)
     yes = t == positive
+    failed = np.isnan(p)
+    p[failed] = np.where(yes[failed], 0.0, 1.0)
+    g[failed] = "failed"
+    for k in np.flatnonzero(failed):
+        said[k] = "; ".join(part for part in (said[k], "failed: the probability is not a number") if part)
+    _inputs.binary(yes, p)
     rows = [
         context.row(
             case,
@@ -161,7 +284,7 @@ def classify(
             "correct",
             "all",
             float(t[k] == g[k]),
-            f"truth {t[k]}, predicted {g[k]}" + (f"; {notes[k]}" if notes and notes[k] else ""),
+            f"truth {t[k]}, predicted {g[k]}" + (f"; {said[k]}" if said[k] else ""),
         )
         for k, (case, subject) in enumerate(zip(cases, subjects, strict=True))
     ]
@@ -169,42 +292,77 @@ def classify(
         context.row(case, subject, "probability", "all", float(p[k]), f"truth {t[k]}")
         for k, (case, subject) in enumerate(zip(cases, subjects, strict=True))
     ]
+    # numbers compare faster than names, and the bootstrap compares them thousands of times
+    _, code = np.unique(np.concatenate([t, g, [positive]]).astype(str), return_inverse=True)
+    t, g, sign = code[: len(t)], code[len(t) : -1], code[-1]
+    wrong, sure = (t != g).astype(float), np.maximum(p, 1 - p)
     return rows + _over_set(
         context,
         subjects,
         {
             "auroc": lambda k: auroc.auroc(yes[k], p[k]),
             "auprc": lambda k: auroc.auprc(yes[k], p[k]),
-            "balanced_accuracy": lambda k: classification.balanced_accuracy(t[k].astype(str), g[k].astype(str)),
-            "f1": lambda k: classification.f1(t[k].astype(str), g[k].astype(str), positive),
-            "sensitivity": lambda k: classification.sensitivity(t[k].astype(str), g[k].astype(str), positive),
-            "specificity": lambda k: classification.specificity(t[k].astype(str), g[k].astype(str), positive),
+            "balanced_accuracy": lambda k: classification.balanced_accuracy(t[k], g[k]),
+            "f1": lambda k: classification.f1(t[k], g[k], sign),
+            "macro_f1": lambda k: classification.macro_f1(t[k], g[k]),
+            "mcc": lambda k: classification.mcc(t[k], g[k]),
+            "sensitivity": lambda k: classification.sensitivity(t[k], g[k], sign),
+            "specificity": lambda k: classification.specificity(t[k], g[k], sign),
+            "sensitivity_at_specificity_90": lambda k: operating.sensitivity_at_specificity(yes[k], p[k], 0.9),
+            "specificity_at_sensitivity_90": lambda k: operating.specificity_at_sensitivity(yes[k], p[k], 0.9),
             "ece": lambda k: calibration.ece(yes[k], p[k]),
+            "ece_mass": lambda k: ece.ece(yes[k], p[k], scheme="mass"),
+            "ece_debiased": lambda k: ece.debiased(yes[k], p[k]),
             "brier": lambda k: calibration.brier(yes[k], p[k]),
+            "brier_reliability": lambda k: brier.decompose(yes[k], p[k]).reliability,
+            "brier_resolution": lambda k: brier.decompose(yes[k], p[k]).resolution,
+            "nll": lambda k: nll.binary(yes[k], p[k]),
+            "aurc": lambda k: selective.aurc(wrong[k], sure[k]),
+            "excess_aurc": lambda k: selective.excess_aurc(wrong[k], sure[k]),
         },
         f"positive class {positive}, {int(yes.sum())} of {len(yes)}",
+        "one class only" if yes.all() or not yes.any() else "no case of the class that it needs",
     )
 
 
 def regress(
     context: Context, cases: Sequence[str], subjects: Sequence[str], truth: Sequence[float], guess: Sequence[float],
-    notes: Sequence[str] | None = None,
+    notes: Sequence[str] | None = None, floor: float | None = None,
 ) -> list[Score]:  # fmt: skip
-    """Scores of a regression; ``truth`` and ``guess`` are (n,) in the target's unit."""
+    """Scores of a regression.
+
+    Args:
+        context: origin.
+        cases, subjects: (n,) who.
+        truth, guess: (n,) in the target's unit. A guess that is not finite is a failure and counts as twice the floor's error.
+        notes: (n,) a note for each case.
+        floor: the constant prediction that a failure is measured by, the training mean; by default the mean of ``truth``.
+    """
     t, g = np.array(truth, dtype=float), np.array(guess, dtype=float)
+    said = list(notes) if notes else [""] * len(t)
+    failed = ~np.isfinite(g)
+    g[failed] = t[failed] + 2 * ((t.mean() if floor is None else floor) - t[failed])
+    for k in np.flatnonzero(failed):
+        said[k] = "; ".join(
+            part for part in (said[k], "failed: the prediction is not a number, counted as twice the floor's error") if part
+        )
     rows = []
     for k, (case, subject) in enumerate(zip(cases, subjects, strict=True)):
-        note = notes[k] if notes else ""
-        rows.append(context.row(case, subject, "absolute_error", "all", abs(g[k] - t[k]), note))
+        rows.append(context.row(case, subject, "absolute_error", "all", abs(g[k] - t[k]), said[k]))
         rows.append(context.row(case, subject, "truth", "all", t[k]))
-        rows.append(context.row(case, subject, "predicted", "all", g[k], note))
+        rows.append(context.row(case, subject, "predicted", "all", g[k], said[k]))
     return rows + _over_set(
         context, subjects,
         {
             "mae": lambda k: errors.mae(t[k], g[k]),
             "rmse": lambda k: errors.rmse(t[k], g[k]),
+            "mean_error": lambda k: errors.mean_error(t[k], g[k]),
             "pearson_r": lambda k: errors.pearson(t[k], g[k]),
+            "spearman_r": lambda k: errors.spearman(t[k], g[k]),
+            "error_slope": lambda k: age_bias.slope(t[k], g[k]),
         },
+        f"{int(failed.sum())} failed cases counted as twice the floor's error" if failed.any() else "",
+        "fewer than three cases, or values that do not vary",
     )  # fmt: skip
 
 
@@ -226,7 +384,7 @@ def paired_difference(
     if not shared:
         return None
     difference = np.array([float(left[c].value or 0) - float(right[c].value or 0) for c in shared])
-    low, high = interval([left[c].subject for c in shared], lambda k: float(difference[k].mean()), resamples=resamples, seed=seed)
+    low, high = mean_interval([left[c].subject for c in shared], difference, resamples=resamples, seed=seed, method="expanded")
     return {
         "metric": metric,
         "region": region,

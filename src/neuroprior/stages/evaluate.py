@@ -52,7 +52,8 @@ def evaluate(
     """Score predictions case by case and over the set, beside the trivial floor.
 
     Args:
-        predictions: folder made by neuroprior predict, or any folder of masks named as in the reference folder.
+        predictions: folder made by neuroprior predict, or any tool's folder of masks, named as in the reference folder or by
+            BIDS entities (sub-, ses-); what does not match is listed.
         reference: index (.parquet) that holds labels and columns, or a folder of reference masks.
         out: the table of scores (Parquet).
         name: of the model in tables; by default the predictions folder's name.
@@ -224,10 +225,11 @@ def _regression(context: Any, rows: list[dict[str, Any]], truth: list[Any], info
 
 
 def _from_folders(context: Any, predictions: Path, reference: Path) -> tuple[list[Score], int]:
-    """Scores of any tool's masks against reference masks of the same relative names."""
+    """Scores of any tool's masks against reference masks, matched by name or by BIDS entities; what does not match is a row."""
     import numpy as np
 
-    from ..assessments.accuracy import segmentation_case, summarise
+    from ..assessments import matching
+    from ..assessments.accuracy import printed_rule, segmentation_case, summarise
     from ..core import nifti
     from ..core.errors import InputError
     from ..core.geometry import grid_of, resample_labels
@@ -235,8 +237,21 @@ def _from_folders(context: Any, predictions: Path, reference: Path) -> tuple[lis
     if not reference.is_dir():
         raise InputError("masks made by another tool need a folder of reference masks", file=reference)
     files = sorted(path.relative_to(reference) for path in reference.rglob("*.nii*"))
-    if not files:
-        raise InputError("the reference folder holds no NIfTI masks", file=reference)
+    offered = sorted(path.relative_to(predictions) for path in predictions.rglob("*.nii*"))
+    for folder, name, found in ((reference, "reference", files), (predictions, "predictions", offered)):
+        if not found:
+            raise InputError(f"the {name} folder holds no NIfTI masks", file=folder)
+    matched = matching.match(files, offered)
+    if not matched.pairs:
+        raise InputError(
+            "no prediction fits any reference",
+            file=predictions,
+            expected=f"names like {', '.join(file.as_posix() for file in files[:3])}",
+            got=", ".join(file.as_posix() for file in offered[:3]),
+            next_step="name the masks as the references are, or give both their BIDS entities (sub-, ses-)",
+        )
+    logger.info("%s\n%s", matched, printed_rule(context.rule))
+    partner = {pair.reference: pair.prediction for pair in matched.pairs}
     made: list[Score] = []
     failed = 0
     values: set[int] = set()
@@ -248,16 +263,20 @@ def _from_folders(context: Any, predictions: Path, reference: Path) -> tuple[lis
     for file in files:
         truth, note = truths[file], ""
         wanted, spacing = truth.voxels, truth.spacing_mm
-        if (predictions / file).is_file():
-            guess, _ = nifti.read_labels(predictions / file)
+        if file in partner:
+            guess, _ = nifti.read_labels(predictions / partner[file])
             voxels, spacing = guess.voxels, guess.spacing_mm
             if not _same(truth, guess):
                 wanted, note = resample_labels(truth, grid_of(guess)), "reference resampled to the prediction's grid"
         else:
             failed += 1
-            voxels, note = np.zeros_like(truth.voxels), "failed: there is no prediction"
-        made += segmentation_case(context, file.as_posix(), file.as_posix(), voxels, wanted, spacing, regions, note)
-    return made + summarise(context, made), failed
+            voxels, note = np.zeros_like(truth.voxels), f"failed: there is no prediction ({matched.references[file]})"
+        made += segmentation_case(context, file.as_posix(), matching.subject(file), voxels, wanted, spacing, regions, note)
+    over = summarise(context, made)
+    for file, reason in matched.predictions.items():
+        name = file.as_posix()
+        made.append(context.row(name, matching.subject(file), "not_scored", "all", float("nan"), f"no reference: {reason}", n=0))
+    return made + over, failed
 
 
 def _write(scores: list[Score], out: Path, facts: dict[str, Any]) -> None:

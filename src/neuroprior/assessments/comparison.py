@@ -1,0 +1,215 @@
+"""Comparison: several models in one order, and how far the data support it.
+
+Each metric ranks the models by its value on all cases (ties averaged; a model on which it is not defined comes last); ranks are
+averaged over the metrics of a task, then over tasks with their weights, and the models are ranked by that. The whole
+is done again on bootstrap draws of each task's subjects (Wiesenfarth et al. 2021, challengeR): intervals of the ranks,
+Kendall's tau between the order of all cases and of each draw, and the share of draws in which one model is ahead of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from ..core import seeds
+from ..core.errors import InputError
+from ..core.records import Score
+from ..metrics import paired
+from ..metrics._bootstrap import FEWEST, counts
+from .significance import Measure, measure
+
+BY_TASK: Mapping[str, tuple[str, ...]] = {
+    "segmentation": ("dice", "nsd"),
+    "classification": ("auroc",),
+    "regression": ("absolute_error", "pearson_r"),
+}
+"""The metrics that rank the models of a task, as in FOMO25."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Models in one order.
+
+    Attributes:
+        models: (m,) from first to last.
+        rank: (m,) final ranks, 1 is first, ties averaged.
+        mean_rank: (m,) weighted mean over tasks, from which they follow.
+        low, high: (m,) the 95 % bootstrap interval of the final rank.
+        by_measure: (task, metric) -> (m,) ranks.
+        values: (task, metric) -> (m,) the metric itself.
+        by_task: task -> (m,) mean rank.
+        ahead: (m, m) share of draws in which the row's model is before the column's, ties counted half.
+        tau: Kendall's tau of each draw's order with the final one, (draws,); NaN where a draw ties all.
+        subjects: task -> how many were drawn.
+        level: of the support: a neighbour counts as behind when it is in this share of draws.
+    """
+
+    models: tuple[str, ...]
+    rank: np.ndarray
+    mean_rank: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    by_measure: Mapping[tuple[str, str], np.ndarray]
+    values: Mapping[tuple[str, str], np.ndarray]
+    by_task: Mapping[str, np.ndarray]
+    ahead: np.ndarray
+    tau: np.ndarray
+    subjects: Mapping[str, int]
+    level: float = 0.975
+
+    @property
+    def mean_tau(self) -> float:
+        """Mean of Kendall's tau over the draws: 1 is an order that no draw changes; NaN when no draw has one."""
+        defined = self.tau[np.isfinite(self.tau)]
+        return float(defined.mean()) if defined.size else float("nan")
+
+    @property
+    def supported(self) -> bool:
+        """Whether each model is ahead of the next in enough of the draws."""
+        return min(self.subjects.values()) >= FEWEST and all(
+            self.ahead[k, k + 1] >= self.level for k in range(len(self.models) - 1)
+        )
+
+    @property
+    def sentence(self) -> str:
+        """How far the data support the order, in words."""
+        few = [task for task, n in self.subjects.items() if n < FEWEST]
+        if few:
+            return f"Nothing can be said of the order: {', '.join(few)} has fewer than {FEWEST} subjects."
+        order = " > ".join(self.models)
+        tau = f"Kendall's tau between draws {self.mean_tau:.2f}" if np.isfinite(self.mean_tau) else "all models tie"
+        if self.supported:
+            return f"The order {order} is supported by the data: each model is ahead of the next in at least {self.level:.1%} of the draws ({tau})."
+        doubtful = [
+            f"{self.models[k]} is ahead of {self.models[k + 1]} in {self.ahead[k, k + 1]:.0%} of the draws only "
+            f"(ranks {self.low[k]:g}-{self.high[k]:g} and {self.low[k + 1]:g}-{self.high[k + 1]:g})"
+            for k in range(len(self.models) - 1)
+            if self.ahead[k, k + 1] < self.level
+        ]
+        return f"The order {order} is not supported by the data: {'; '.join(doubtful)} ({tau})."
+
+
+def ranks(values: np.ndarray, *, higher_is_better: bool = True) -> np.ndarray:
+    """Ranks along the last axis, 1 is best, ties averaged, NaN last.
+
+    Args:
+        values: (..., m); differences below 1e-12 of the largest value are ties.
+        higher_is_better: or lower.
+    """
+    numbers = np.asarray(values, dtype=float)
+    largest = np.max(np.abs(numbers), axis=-1, keepdims=True, initial=0, where=np.isfinite(numbers))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rounded = np.where(largest > 0, np.round(numbers / largest, 12), numbers)
+    return rankdata(np.where(np.isfinite(rounded), -rounded if higher_is_better else rounded, np.inf), axis=-1)
+
+
+def measures(
+    scores: Sequence[Score], metrics: Mapping[str, Sequence[str]] = BY_TASK, *, condition: str = "clean"
+) -> list[Measure]:
+    """All measures of the tasks in a table of scores, the models of each in one order.
+
+    Args:
+        scores: rows of several models and any number of tasks; trivial floors (``floor: ...``) are left out.
+        metrics: task -> its metrics.
+        condition: of the inputs.
+
+    Raises:
+        InputError: a task without metrics, or a model that was not tried on every task.
+    """
+    rows = [row for row in scores if not row.model.startswith("floor:") and row.condition == condition]
+    models = tuple(dict.fromkeys(row.model for row in rows))
+    made = []
+    for task, target in dict.fromkeys((row.task, row.target) for row in rows):
+        here = [row for row in rows if (row.task, row.target) == (task, target)]
+        missing = [model for model in models if model not in {row.model for row in here}]
+        if missing:
+            raise InputError(
+                f"{', '.join(missing)} has no scores of {task} of {target}",
+                next_step="rank only models that were tried on every task",
+            )
+        if task not in metrics:
+            raise InputError(f"no metric ranks the task {task!r}", expected=", ".join(metrics))
+        for name in metrics[task]:
+            found = measure(here, name, condition=condition)
+            order = [found.models.index(model) for model in models]
+            made.append(Measure(found.task, name, models, found.subjects, found.values[order], found.truth, found.left_out))
+    return made
+
+
+def rank(
+    found: Sequence[Measure],
+    *,
+    weights: Mapping[str, float] | None = None,
+    resamples: int = 1000,
+    level: float = 0.975,
+    seed: int = 0,
+) -> Ranking:
+    """Models in one order with its support.
+
+    Args:
+        found: measures of the same models in the same order; metrics of one task share its draws of subjects.
+        weights: task -> weight; equal by default.
+        resamples: draws.
+        level: share of draws in which a model must be ahead for its place to be supported.
+        seed: of the draws.
+
+    Raises:
+        InputError: no measure, models that differ, or weights that do not name the tasks.
+    """
+    if not found:
+        raise InputError("there is nothing to rank by")
+    models = found[0].models
+    if any(one.models != models for one in found):
+        raise InputError("the measures are of different models", expected=", ".join(models))
+    tasks = list(dict.fromkeys(one.task for one in found))
+    if weights is not None and set(weights) != set(tasks):
+        raise InputError("the weights do not name the tasks", expected=", ".join(tasks), got=", ".join(weights))
+    share = np.array([1.0 if weights is None else weights[task] for task in tasks])
+    if not (share >= 0).all() or share.sum() <= 0:
+        raise InputError("the weights of the tasks must be positive", got=share.tolist())
+    share = share / share.sum()
+
+    of_all, drawn, values, subjects = {}, {}, {}, {}
+    for one in found:
+        key = one.task, one.metric
+        values[key] = one.of(np.arange(one.values.shape[1]))
+        of_all[key] = ranks(values[key], higher_is_better=one.higher_is_better)
+        drawn[key] = ranks(_draws(one, resamples, seed), higher_is_better=one.higher_is_better)
+        subjects[one.task] = len(set(one.subjects))
+
+    def whole(of: Mapping[tuple[str, str], np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        by_task = {task: np.mean([place for key, place in of.items() if key[0] == task], 0) for task in tasks}
+        return np.tensordot(share, np.array([by_task[task] for task in tasks]), 1), by_task
+
+    mean, by_task = whole(of_all)
+    mean_drawn, _ = whole(drawn)
+    final, final_drawn = ranks(mean, higher_is_better=False), ranks(mean_drawn, higher_is_better=False)
+    order = np.argsort(mean, kind="stable")
+    low, high = np.quantile(final_drawn, [0.025, 0.975], axis=0, method="inverted_cdf")
+    before = final_drawn[:, :, None] < final_drawn[:, None, :]
+    tied = final_drawn[:, :, None] == final_drawn[:, None, :]
+    ahead = (before + tied / 2).mean(0)
+    tau = np.array([paired.kendall_tau(final, one) for one in final_drawn])
+    return Ranking(
+        tuple(models[k] for k in order), final[order], mean[order], low[order], high[order],
+        {key: place[order] for key, place in of_all.items()}, {key: value[order] for key, value in values.items()},
+        {task: place[order] for task, place in by_task.items()}, ahead[np.ix_(order, order)], tau, subjects, level,
+    )  # fmt: skip
+
+
+def _draws(one: Measure, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, m) the metric on bootstrap draws of its subjects; measures of one task and the same subjects share them."""
+    groups = one.rows_of_subjects()
+    n = len(groups)
+    key = seeds.entropy(seed, "rank", one.task) % 2**31
+    weights = counts(n, resamples=resamples, seed=key)
+    if one.truth is None:
+        sizes = np.array([len(rows) for rows in groups], dtype=float)
+        totals = np.array([one.values[:, rows].sum(1) for rows in groups])
+        return weights @ totals / (weights @ sizes)[:, None]
+    return np.array([
+        one.of(np.concatenate([np.tile(groups[k], int(times)) for k, times in enumerate(row) if times])) for row in weights
+    ])  # fmt: skip
