@@ -117,9 +117,7 @@ def _sit(
     stripped = not options.skull or (options.shortcut == "skull" and ill)
     air_noise = AIR_NOISE if options.shortcut == "background" and ill else 0.0
     plans = {
-        name: plan(
-            scanner, name, spacing_mm, pose, child, reference=name == reference, skull=options.skull, enlarge_mm=enlarge
-        )
+        name: plan(scanner, name, spacing_mm, pose, child, reference=name == reference, skull=options.skull, enlarge_mm=enlarge)
         for name, child in zip(options.contrasts, rng.spawn(len(options.contrasts)), strict=True)
     }
     moved = displacement(own, age, years)
@@ -135,9 +133,7 @@ def _sit(
     scans = {}
     for name in options.contrasts:
         draws = generator(options.seed, "head", "scan", who.number, session, name)
-        voxels, _ = acquire(
-            ideal(head, name), placed, plans[name], scanner, name, draws, outline_mm=outline, air_noise=air_noise
-        )
+        voxels, _ = acquire(ideal(head, name), placed, plans[name], scanner, name, draws, outline_mm=outline, air_noise=air_noise)
         axes = scanner.axes[name in FLAT_CONTRASTS and name != reference]
         dtype = scanner.dtype
         if options.shortcut == "header":
