@@ -10,6 +10,7 @@ A subject is one row: its label is the mean over its sessions (numbers) or the m
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ class Config(Settings):
     """How the audit asks."""
 
     permutations: int = Field(default=4999, ge=99)
-    """Shuffles of the label over subjects."""
+    """Least number of shuffles of the label over subjects; more where many labels are asked, so that ``alpha`` can be reached."""
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
     """Chance that an honest data set is called suspicious, over all probes and labels of the audit."""
     hint: float = Field(default=0.05, gt=0, lt=1)
@@ -168,6 +169,8 @@ def audit(
     read = {scan.subject: facts for scan, facts in zip(sampled, found, strict=True) if facts is not None}
     seen = f"{len(read)} {sampled[0].contrast} scans, one a subject" if sampled else ""
     made: list[tuple[Label, str, str, int, permutation.Outcome | str]] = []
+    tests = len(labels) * (len(nuisance.FROM_INDEX) + (len(nuisance.FROM_VOXELS) if read else 0))
+    shuffles = max(config.permutations, math.ceil(2 * tests / config.alpha))
     for label in labels:
         if label.reason:
             made.append((label, "all", "", len(label.subjects), label.reason))
@@ -175,8 +178,7 @@ def audit(
         small = _draw(label, config)
         where = set(small.subjects)
         rows = [scan for scan in usable if scan.subject in where]
-        tests = len(labels) * (len(nuisance.FROM_INDEX) + (len(nuisance.FROM_VOXELS) if read else 0))
-        orders = permutation.shuffles(len(small.subjects), config.permutations, config.seed, small.strata)
+        orders = permutation.shuffles(len(small.subjects), shuffles, config.seed, small.strata)
         sample = (
             f"{len(small.subjects)} of {len(label.subjects)} subjects, drawn by chance"
             if len(small.subjects) < len(label.subjects)
@@ -194,7 +196,7 @@ def audit(
             made.append((label, probe, sample, len(small.subjects), _ask(table, small, orders, config, tests)))
         if read:
             fewer = _only(small, read)
-            orders = permutation.shuffles(len(fewer.subjects), config.permutations, config.seed, fewer.strata)
+            orders = permutation.shuffles(len(fewer.subjects), shuffles, config.seed, fewer.strata)
             for probe in nuisance.FROM_VOXELS:
                 if fewer.reason:
                     made.append((label, probe, seen, len(fewer.subjects), fewer.reason))
@@ -255,7 +257,10 @@ def _verdict(label: Label, probe: str, found: permutation.Outcome, p: float, con
         return SHORTCUT, f"{what} predicts {label.target}: {size}: {ADVICE[probe]}"
     chance = size if found.statistic > 0 else f"no better than chance, p {p:.2g}" + (f", {label.note}" if label.note else "")
     if found.detectable > config.blind:
-        return UNKNOWN, f"{what}: too few subjects: only a correlation above {found.detectable:.2f} would have been found ({chance})"
+        return (
+            UNKNOWN,
+            f"{what}: too few subjects: only a correlation above {found.detectable:.2f} would have been found ({chance})",
+        )
     return NONE, f"{what}: nothing seen ({chance}); a correlation above {found.detectable:.2f} would have been"
 
 
