@@ -273,8 +273,8 @@ def label_of(scans: Sequence[Scan], target: str, config: Config) -> Label:
 
     Args:
         scans: usable rows.
-        target: column, with ``:class`` or ``:number`` where the kind should not be guessed: numbers of more than six values
-            are numbers, everything else is classes.
+        target: column, with ``:class`` or ``:number`` where the kind should not be guessed: numbers of more than six values,
+            or that are not whole, are numbers, everything else is classes.
         config: least sizes.
 
     Raises:
@@ -303,6 +303,9 @@ def label_of(scans: Sequence[Scan], target: str, config: Config) -> Label:
     nothing = Label(column, tuple(given), np.empty(0), None)
     if not given:
         return replace(nothing, reason="no subject has a value")
+    few = f"subjects are too few (at least {config.min_subjects}): this does not mean that it is clean"
+    if len(given) < config.min_subjects:
+        return replace(nothing, reason=f"{len(given)} {few}")
     numbers = {subject: [_number(value) for value in values] for subject, values in given.items()}
     all_numbers = all(np.isfinite(values).all() for values in numbers.values())
     if kind == "number" and not all_numbers:
@@ -313,7 +316,8 @@ def label_of(scans: Sequence[Scan], target: str, config: Config) -> Label:
             got=repr(odd),
             next_step=f"--target {column}:class",
         )
-    as_number = kind == "number" or (kind == "" and all_numbers and len({v for values in numbers.values() for v in values}) > 6)
+    every = {value for values in numbers.values() for value in values}
+    as_number = kind == "number" or (kind == "" and all_numbers and (len(every) > 6 or any(v != round(v) for v in every)))
     strata = _strata(scans, list(given), config.within)
     if as_number:
         values = np.array([float(np.mean(numbers[subject])) for subject in given])
@@ -345,7 +349,7 @@ def label_of(scans: Sequence[Scan], target: str, config: Config) -> Label:
     if len(made.subjects) < config.min_subjects:
         return replace(
             made,
-            reason=f"{len(made.subjects)} subjects are too few (at least {config.min_subjects}): this does not mean that it is clean",
+            reason=f"{len(made.subjects)} {few}",
         )
     return replace(made, note="; ".join(notes))
 
