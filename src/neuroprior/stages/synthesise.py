@@ -59,7 +59,7 @@ def synthesise(
         contrasts: comma-separated, of T1w, T1ce, T2w, FLAIR, PDw, DWI, ADC, SWI.
         sessions: time points per subject, one to three years apart; brains age, lesions grow.
         travelling: scan every time point on every scanner.
-        shortcut: build in a confound on purpose: site, order, fov or header.
+        shortcut: build in a confound on purpose: site, order, fov, header, spacing, background, skull or name.
         skull: keep skull, scalp and face; otherwise every scan is stripped along an outline of its own.
         healthy: fraction of subjects without a lesion.
         lesions: comma-separated kinds that the others have, of wmh, infarct, tumour.

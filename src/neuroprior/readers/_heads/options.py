@@ -16,7 +16,7 @@ CONTRASTS = ("T1w", "T1ce", "T2w", "FLAIR", "PDw", "DWI", "ADC", "SWI")
 LESIONS = ("wmh", "infarct", "tumour")
 """White-matter hyperintensities, an acute infarct, a tumour with mass effect."""
 
-SHORTCUTS = ("site", "order", "fov", "header")
+SHORTCUTS = ("site", "order", "fov", "header", "spacing", "background", "skull", "name")
 
 
 class Options(Config):
@@ -40,9 +40,10 @@ class Options(Config):
     """Fraction of subjects without a lesion."""
     lesions: tuple[str, ...] = LESIONS
     """The kinds of lesion that the other subjects have, one kind each."""
-    shortcut: Literal["site", "order", "fov", "header"] | None = None
-    """A confound built in on purpose: health goes with the scanner (``site``), the field of view (``fov``) or the stored
-    orientation and data type (``header``); or age rises with the subject number (``order``)."""
+    shortcut: Literal["site", "order", "fov", "header", "spacing", "background", "skull", "name"] | None = None
+    """A confound built in on purpose: health goes with the scanner (``site``), the field of view (``fov``), the stored
+    orientation and data type (``header``), the voxel size (``spacing``), noise in the air (``background``), stripping
+    (``skull``: the ill are stripped) or the subject's name (``name``); or age rises with the subject number (``order``)."""
     subjects_for_order: int | None = None
     """Number of subjects over which age rises; only with the shortcut ``order``."""
 

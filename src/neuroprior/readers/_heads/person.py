@@ -16,7 +16,7 @@ class Person:
 
     Attributes:
         number: counts from 1.
-        name: ``sub-0001``; says nothing but the number.
+        name: ``sub-0001``; says nothing but the number, unless the shortcut ``name`` is built in (``sub-C0001``, ``sub-P0001``).
         age: years at the first session.
         sex: ``F`` or ``M``.
         health: ``healthy`` or the kind of lesion.
@@ -43,4 +43,5 @@ def person(options: Options, number: int) -> Person:
     health = options.lesions[int(kind_draw * len(options.lesions))] if ill else "healthy"
     gaps = np.round(rng.uniform(1, 3, size=20), 1)[: options.sessions - 1]
     ages = tuple(round(float(age + gap), 1) for gap in (0.0, *np.cumsum(gaps)))
-    return Person(number, f"sub-{number:04d}", age, "F" if sex_draw < 0.5 else "M", health, ages)
+    group = "" if options.shortcut != "name" else "C" if health == "healthy" else "P"
+    return Person(number, f"sub-{group}{number:04d}", age, "F" if sex_draw < 0.5 else "M", health, ages)

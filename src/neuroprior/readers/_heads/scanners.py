@@ -120,7 +120,7 @@ def plan(
 
 def acquire(
     image: np.ndarray, image_affine: np.ndarray, protocol: Protocol, scanner: Scanner, contrast: str,
-    rng: np.random.Generator, *, outline_mm: np.ndarray | None = None,
+    rng: np.random.Generator, *, outline_mm: np.ndarray | None = None, air_noise: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What the scanner measures: resampled, uneven, noisy, non-negative.
 
@@ -133,6 +133,7 @@ def acquire(
         rng: source of the receive field and the noise.
         outline_mm: signed distance to the brain on the image's grid; where given, the scan is stripped along it, a
             little off, as every stripping is.
+        air_noise: standard deviation of noise added to the air last, as a fraction of bright tissue.
 
     Returns:
         float32 voxels in RAS order where brightness 1 is about ``scanner.scale`` (for ADC 3000, in 1e-6 mm2/s), and bool
@@ -159,6 +160,8 @@ def acquire(
     seen = np.sqrt((seen + sigma * first) ** 2 + (sigma * second) ** 2)
     if outline_mm is not None or scanner.masks_air or contrast == "ADC":
         seen *= inside
+    if air_noise > 0:
+        seen += ~inside * np.abs(np.float32(air_noise) * rng.spawn(1)[0].standard_normal(protocol.shape, dtype=np.float32))
     gain = rng.uniform(0.85, 1.15)
     return seen * np.float32(3000.0 if contrast == "ADC" else scanner.scale * gain), inside
 

@@ -20,6 +20,12 @@ from .template import EXTENT_MM, ORIGIN_MM, REGIONS, VENTRICLES, Template, templ
 REFERENCE_ORDER = ("T1w", "T2w", "FLAIR", "T1ce", "PDw")
 """Which contrast is a session's reference, best first; its grid carries the labels."""
 
+COARSER = 1.1
+"""How much coarser the voxels of the ill are with the shortcut ``spacing``."""
+
+AIR_NOISE = 0.02
+"""Noise in the air of the ill with the shortcut ``background``, as a fraction of bright tissue."""
+
 
 @dataclass(frozen=True)
 class Sitting:
@@ -105,11 +111,13 @@ def _sit(
     scanner: Scanner, pose: np.ndarray, rng: np.random.Generator,
 ) -> Sitting:  # fmt: skip
     reference = choose_reference(options.contrasts)
-    enlarge = 16.0 if options.shortcut == "fov" and who.health != "healthy" else 0.0
+    ill = who.health != "healthy"
+    enlarge = 16.0 if options.shortcut == "fov" and ill else 0.0
+    spacing_mm = options.spacing_mm * (COARSER if options.shortcut == "spacing" and ill else 1.0)
+    stripped = not options.skull or (options.shortcut == "skull" and ill)
+    air_noise = AIR_NOISE if options.shortcut == "background" and ill else 0.0
     plans = {
-        name: plan(
-            scanner, name, options.spacing_mm, pose, child, reference=name == reference, skull=options.skull, enlarge_mm=enlarge
-        )
+        name: plan(scanner, name, spacing_mm, pose, child, reference=name == reference, skull=options.skull, enlarge_mm=enlarge)
         for name, child in zip(options.contrasts, rng.spawn(len(options.contrasts)), strict=True)
     }
     moved = displacement(own, age, years)
@@ -119,13 +127,13 @@ def _sit(
     head = see(own, maps, shape, to_head @ here, moved, age, years)
     placed = plans[reference].affine @ here
     outline = None
-    if not options.skull:
+    if stripped:
         outline = np.full(shape, 50.0, np.float32)
         outline[head.inside] = head.brain_mm
     scans = {}
     for name in options.contrasts:
         draws = generator(options.seed, "head", "scan", who.number, session, name)
-        voxels, _ = acquire(ideal(head, name), placed, plans[name], scanner, name, draws, outline_mm=outline)
+        voxels, _ = acquire(ideal(head, name), placed, plans[name], scanner, name, draws, outline_mm=outline, air_noise=air_noise)
         axes = scanner.axes[name in FLAT_CONTRASTS and name != reference]
         dtype = scanner.dtype
         if options.shortcut == "header":
@@ -139,7 +147,7 @@ def _sit(
         store(place_labels(array, placed, target), target.affine, axes, "uint8")
         for array in (head.labels, head.lesion, (head.labels > 0).astype(np.uint8))
     )
-    return Sitting(session, age, scanner, reference, scans, labels, lesion, mask, volumes_ml(head, options.spacing_mm))
+    return Sitting(session, age, scanner, reference, scans, labels, lesion, mask, volumes_ml(head, spacing_mm))
 
 
 def place_labels(array: np.ndarray, placed: np.ndarray, target: Protocol) -> np.ndarray:
