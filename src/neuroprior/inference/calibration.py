@@ -135,21 +135,27 @@ def interval(value: float, half_width: float, *, lowest: float | None = None) ->
     return (low if lowest is None else max(low, lowest)), value + half_width
 
 
-def nll(probabilities: np.ndarray, truth: np.ndarray) -> float:
+def nll(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Mean negative log-likelihood in nats of (n, classes) probabilities under (n,) class numbers (clipped at 1e-12)."""
     chosen = probabilities[np.arange(len(truth)), truth]
-    return float(-np.log(np.clip(chosen, 1e-12, 1.0)).mean())
+    return float(np.average(-np.log(np.clip(chosen, 1e-12, 1.0)), weights=weights))
 
 
 def fit_temperature(
-    probabilities: np.ndarray, truth: np.ndarray, *, weight: float | None = None, prior: float | None = 1.0
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    worth: float | None = None,
+    prior: float | None = 1.0,
 ) -> float:
     """The temperature with the lowest mean negative log-likelihood.
 
     Args:
         probabilities: (n, classes) of cases (or voxels) that the model did not learn from.
         truth: (n,) int class numbers.
-        weight: how many independent observations the rows are worth (voxels of a few cases are worth few); n by default.
+        weights: (n,) of the rows in the mean, where a stratum was sampled more densely than another; equal by default.
+        worth: how many independent observations the rows are worth (voxels of a few cases are worth few); n by default.
         prior: spread of a normal prior on log T about 0, which keeps a handful of cases that are all right (or all wrong) from
             running to a bound; None for none.
 
@@ -172,14 +178,16 @@ def fit_temperature(
         )  # fmt: skip
     logs = np.log(np.clip(np.asarray(probabilities, dtype=float), 1e-12, 1.0))
     rows = np.arange(len(truth))
-    worth = float(len(truth) if weight is None else weight)
+    share = np.full(len(truth), 1.0) if weights is None else np.asarray(weights, dtype=float)
+    share = share / share.sum()
+    n = float(len(truth) if worth is None else worth)
 
     def loss(log_temperature: float) -> float:
         scaled = logs * math.exp(-log_temperature)
         top = scaled.max(1, keepdims=True)
         total = top[:, 0] + np.log(np.exp(scaled - top).sum(1))
-        penalty = 0.0 if prior is None else 0.5 * (log_temperature / prior) ** 2 / worth
-        return float((total - scaled[rows, truth]).mean()) + penalty
+        penalty = 0.0 if prior is None else 0.5 * (log_temperature / prior) ** 2 / n
+        return float((share * (total - scaled[rows, truth])).sum()) + penalty
 
     low, high = (math.log(bound) for bound in TEMPERATURES)
     # the loss is not convex in log T everywhere: the best of a grid first, then its neighbourhood to the end

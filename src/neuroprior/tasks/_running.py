@@ -24,6 +24,7 @@ from ..engine.training import TrainingResult, train
 from ..inference import model as models
 from ..inference import windows
 from . import _finetuning as finetuning
+from ._calibration import calibrate
 from ._protocol import Supervised
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def fine_tune(
             rank=rank, world=world, workers=config.training.workers, collate=collate,
         )  # fmt: skip
 
-    return train(
+    result = train(
         Supervised(net, head, plan.task), config.training, out, loader=loader,
         validate=_validator(store, plan, described) if plan.validation else None,
         save_model=lambda trained, folder: save(folder, trained),  # type: ignore[arg-type]  # the module is our Supervised
@@ -142,6 +143,9 @@ def fine_tune(
                 "settings": config.model_dump(mode="json"),
                 "split": None if split is None else artifacts.sha256_json(dict(sorted(split.items())))},
     )  # fmt: skip
+    if plan.validation and result.status == "complete":
+        calibrate(out, store, plan.validation, seed=seed)
+    return result
 
 
 def _recipe(name: str) -> dict[str, Any]:
