@@ -32,6 +32,7 @@ from ..inference import windows
 from . import _finetuning as finetuning
 from . import _strategies as strategies
 from ._adapters import adapt, merged
+from ._calibration import calibrate
 from ._protocol import Supervised, to_device
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def fine_tune(
             rank=rank, world=world, workers=training.workers, collate=collate,
         )  # fmt: skip
 
-    return train(
+    result = train(
         supervised, training, out, loader=loader, validate=_validator(store, plan, described) if plan.validation else None,
         save_model=save, group_of=strategies.group_of, kept=kept,
         recipe={"stage": "finetune", "store": store.data_summary(), "task": described, "contrasts": list(plan.contrasts),
@@ -183,6 +184,9 @@ def fine_tune(
                 "settings": config.model_dump(mode="json"),
                 "split": None if split is None else artifacts.sha256_json(dict(sorted(split.items())))},
     )  # fmt: skip
+    if plan.validation and result.status == "complete":
+        calibrate(out, store, plan.validation, seed=seed)
+    return result
 
 
 def _resolved(
