@@ -15,8 +15,10 @@ from .errors import ConfigError, suggestion
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
-SHELVES = ("readers", "transforms", "nets", "heads", "anatomy", "metrics", "objectives", "tasks", "assessments", "recipes")
-"""Every folder that is a shelf. ``recipes`` holds YAML, the others Python."""
+SHELVES = (
+    "readers", "transforms", "nets", "heads", "anatomy", "metrics", "objectives", "tasks", "assessments", "bridges", "protocols", "recipes",
+)  # fmt: skip
+"""Every folder that is a shelf. ``recipes`` and ``protocols`` hold YAML, the others Python."""
 
 
 def names(shelf: str) -> list[str]:

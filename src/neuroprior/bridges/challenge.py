@@ -1,0 +1,438 @@
+"""A challenge container: ``predict`` with the contract's arguments, the inference code alone, the weights, an Apptainer definition.
+
+What is written is checked by ``_check`` and answered by ``_contract``; the rules come from ``protocols``.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..core import artifacts, shelf
+from ..core.errors import ArtifactError, ConfigError, InputError
+from ..inference.model import read_info, resolve
+from ..protocols import ANY, Protocol, Task
+from ._contract import MODEL, TASK
+
+TRAINING = ("engine", "objectives", "tasks", "data", "assessments", "stages", "readers", "cli")
+"""Parts of the package that never travel with a model."""
+
+ENTRY, APP, DEFINITION, REQUIREMENTS, CARD = "predict", "app", "Apptainer.def", "requirements.txt", "README.md"
+
+MAX_BYTES = 1_000_000_000
+"""Of the exported folder and the packages it needs, torch and what torch brings apart."""
+
+WITH_TORCH = ("torch",)
+"""Distributions that the size does not count, with everything that is only reached through them."""
+
+PYTHON = "3.11"
+"""Of the image."""
+
+
+# ------------------------------------------------------------------------------------------------------------- does it fit?
+
+
+def fit(
+    info: Mapping[str, Any], protocol: Protocol, task: Task, *, partial: bool = False, where: Path | None = None
+) -> list[str]:
+    """What a user should know of a model that fits a task.
+
+    Args:
+        info: the content of ``model.json``.
+        protocol, task: what is asked.
+        partial: accept a model that does not know every contrast of the task; those it does not know are left out.
+        where: the model's folder, for errors.
+
+    Raises:
+        ConfigError: the organisers take no containers, or the model is for another kind of task, other classes, labels or contrasts.
+    """
+    title = f"{protocol.title} task {task.number} ({task.name})"
+    if protocol.submission != "container":
+        raise ConfigError(
+            f"{protocol.title} takes no containers", expected="a protocol with a container contract (fomo25, fomo26)",
+            next_step=f"{protocol.title} fine-tunes checkpoints itself ({', '.join(protocol.checkpoint.networks if protocol.checkpoint else ())})",
+        )  # fmt: skip
+    if task.kind == "embedding":
+        return [] if info.get("task") is None else ["the encoder of a fine-tuned model embeds; its head is not used"]
+    has = info.get("task") or {}
+    if has.get("name") != task.kind:
+        raise ConfigError(
+            f"the model does not fit {title}", file=where, expected=f"a model fine-tuned for {task.kind}",
+            got=f"{has['name']} of {has.get('target')}" if has else "a pretrained model with no head",
+            next_step=f"fine-tune it: neuroprior finetune STORE --from MODEL --task {task.kind} --target ...",
+        )  # fmt: skip
+    if task.kind == "classification" and len(has.get("classes", ())) != 2:
+        raise ConfigError(
+            f"{title} asks for one probability",
+            file=where,
+            expected="a model with two classes",
+            got=", ".join(has.get("classes", ())),
+        )
+    if task.kind == "segmentation" and task.labels is not None:
+        extra = sorted(set(has.get("label_values", ())) - set(task.labels))
+        if extra:
+            raise ConfigError(
+                f"the model's labels do not fit {title}", file=where, expected=f"values among {list(task.labels)}",
+                got=f"{has['label_values']}", next_step="fine-tune on masks with the task's values",
+            )  # fmt: skip
+    notes, known = [], set(info["contrasts"])
+    missing: list[str] = []
+    for entry in task.inputs:
+        lacking = [name for name in entry.contrasts if name not in known]
+        if lacking and entry.one_of and len(lacking) < len(entry.contrasts):
+            notes.append(
+                f"the model does not know {', '.join(lacking)}: a case that has it in place of another is answered without"
+            )
+        elif lacking:
+            missing.append(" or ".join(lacking))
+    if len(missing) == len(task.inputs) or (missing and not partial):
+        raise ConfigError(
+            f"the model does not know the contrasts of {title}", file=where, expected=_contrasts_of(task),
+            got=", ".join(info["contrasts"]),
+            next_step="fine-tune with these contrasts" + ("" if len(missing) == len(task.inputs) else ", or leave them out with --partial"),
+        )  # fmt: skip
+    return notes + [f"left out, unknown to the model: {name}" for name in missing]
+
+
+def _contrasts_of(task: Task) -> str:
+    return ", ".join(" or ".join(entry.contrasts) for entry in task.inputs)
+
+
+def contract(protocol: Protocol, task: Task, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``task.json``: all that ``predict`` and the check need to know."""
+    has = info.get("task") or {}
+    return {
+        "artifact": "challenge", "version": 1, "neuroprior": __version__, "protocol": protocol.name, "title": protocol.title,
+        "number": task.number, "name": task.name, "kind": task.kind, "output": task.output,
+        "inputs": [entry.model_dump(mode="json") for entry in task.inputs],
+        "labels": None if task.labels is None else list(task.labels),
+        "positive": has.get("positive") if task.kind == "classification" else None,
+        "seconds": protocol.limits.seconds, "weights_sha256": info["weights_sha256"],
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- what travels
+
+
+def closure(roots: Iterable[str]) -> dict[str, Path]:
+    """The package's modules that some modules import, at any depth and in any function, training code left out.
+
+    Args:
+        roots: full module names.
+
+    Returns:
+        Module name -> file, packages with their ``__init__``.
+    """
+    found: dict[str, Path] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.split(".")[0] != "neuroprior" or (name.split(".") + [""])[1] in TRAINING:
+            continue
+        path = _file_of(name)
+        if path is None:
+            continue
+        found[name] = path
+        waiting += [name.rpartition(".")[0]] if "." in name else []
+        if name != "neuroprior":  # its __init__ names every verb, and imports none until it is asked for
+            waiting += [imported for imported in _imports(name, path) if imported.split(".")[0] == "neuroprior"]
+    return found
+
+
+def _file_of(name: str) -> Path | None:
+    base = shelf.PACKAGE.parent.joinpath(*name.split("."))
+    for path in (base / "__init__.py", base.with_suffix(".py")):
+        if path.is_file():
+            return path
+    return None
+
+
+def _imports(name: str, path: Path) -> set[str]:
+    """Full names of everything a file imports, ``from x import y`` both as ``x`` and as ``x.y``."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+                if node.level
+                else node.module
+            )
+            assert base is not None
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def roots_of(info: Mapping[str, Any]) -> list[str]:
+    """The modules that answering with a model starts from: the contract, its net and its head."""
+    infos = [info, *info.get("members", ())]
+    names = ["neuroprior.bridges._contract"]
+    for one in infos:
+        if isinstance(one, Mapping):
+            names += [f"neuroprior.nets.{one['net']['name']}"] if one.get("net") else []
+            names += [f"neuroprior.heads.{one['head']['name']}"] if one.get("head") else []
+    return names
+
+
+def requirements(app: Path, loaded: Mapping[str, str]) -> list[str]:
+    """The lines of ``requirements.txt``: what the travelling code imports itself and a real prediction loaded, as installed here.
+
+    Args:
+        app: the folder with the travelling package.
+        loaded: module name -> file, of a process that answered a case.
+    """
+    direct: set[str] = set()
+    for path in (app / "neuroprior").rglob("*.py"):
+        relative = path.relative_to(app).with_suffix("").parts
+        name = ".".join(relative[:-1] if relative[-1] == "__init__" else relative)
+        direct |= {imported.split(".")[0] for imported in _imports(name, path)}
+    tops = {name.split(".")[0] for name in loaded}
+    providers = metadata.packages_distributions()
+    lines = set()
+    for module in sorted((direct & tops) - {"neuroprior"}):
+        for distribution in providers.get(module, ()):
+            lines.add(f"{distribution.lower().replace('_', '-')}=={metadata.version(distribution).split('+')[0]}")
+    return sorted(lines)
+
+
+def package_bytes(lines: Sequence[str]) -> dict[str, int]:
+    """Installed size of the required distributions and all that they need, torch and what only torch brings left out.
+
+    Args:
+        lines: of ``requirements.txt``.
+    """
+    sizes: dict[str, int] = {}
+    waiting = [re.split(r"[=<>!~ \[;]", line)[0] for line in lines]
+    while waiting:
+        name = waiting.pop().lower().replace("_", "-")
+        if name in sizes or name in WITH_TORCH:
+            continue
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # for another system or Python
+        sizes[name] = sum(
+            Path(str(file.locate())).stat().st_size for file in found.files or () if Path(str(file.locate())).is_file()
+        )
+        waiting += [re.split(r"[=<>!~ \[;(]", text)[0] for text in found.requires or () if "extra ==" not in text]
+    return sizes
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def require_small(folder: Path, lines: Sequence[str], limit: int = MAX_BYTES) -> int:
+    """The size of an exported folder and its packages without torch.
+
+    Raises:
+        InputError: it is above the limit; the message names the largest parts.
+    """
+    parts = {"the folder": folder_bytes(folder), **package_bytes(lines)}
+    total = sum(parts.values())
+    if total > limit:
+        largest = sorted(parts.items(), key=lambda item: -item[1])[:3]
+        raise InputError(
+            "the image is too large", file=folder, expected=f"under {limit / 1e6:.0f} MB without torch",
+            got=f"{total / 1e6:.0f} MB (" + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in largest) + ")",
+            next_step="use a smaller net or fewer models in the ensemble",
+        )  # fmt: skip
+    return total
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def write(model: Path, protocol: Protocol, task: Task, out: Path, *, partial: bool = False) -> dict[str, Any]:
+    """Write the folder, answer one synthetic case with it, and list what that loaded.
+
+    Args:
+        model: a model folder, or the run folder that holds it.
+        protocol, task: what is asked.
+        out: where to write; must not hold anything but an earlier export.
+        partial: see :func:`fit`.
+
+    Returns:
+        ``task.json`` with ``bytes`` and ``notes``.
+
+    Raises:
+        ConfigError: the model does not fit.
+        InputError: ``out`` is another kind of folder, or the result is too large.
+        ArtifactError: the model folder is damaged, or the exported ``predict`` gives no answer.
+    """
+    source = resolve(model)
+    info = read_info(source)
+    notes = fit(info, protocol, task, partial=partial, where=source)
+    if out.exists() and any(out.iterdir()) and not (out / TASK).is_file():
+        raise InputError("the output folder holds something else", file=out, expected="an empty folder or an earlier export")
+    for name in (APP, MODEL):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (TASK, "check.json"):
+        (out / name).unlink(missing_ok=True)
+    (out / APP).mkdir(parents=True, exist_ok=True)
+    for path in closure(roots_of(info)).values():
+        target = out / APP / path.relative_to(shelf.PACKAGE.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    _copy_model(source, out / MODEL)
+    artifacts.write_text(out / ENTRY, _ENTRY)
+    os.chmod(out / ENTRY, 0o755)
+    described = contract(protocol, task, info)
+    artifacts.write_json(out / TASK, described)
+
+    from ._check import answer_one
+
+    outcome = answer_one(out)
+    if outcome.returncode != 0:
+        raise ArtifactError(
+            "the exported predict gives no answer", file=out / ENTRY, got=outcome.tail or f"exit status {outcome.returncode}",
+            next_step="try the model with neuroprior predict first",
+        )  # fmt: skip
+    lines = requirements(out / APP, outcome.modules)
+    artifacts.write_text(out / REQUIREMENTS, "\n".join(lines) + "\n")
+    artifacts.write_text(out / DEFINITION, definition(described))
+    licence = _licence()
+    if licence is not None:
+        artifacts.write_text(out / "LICENSE", licence)
+    artifacts.write_text(out / CARD, _readme(described, info, task, notes))
+    return {**described, "bytes": require_small(out, lines), "notes": notes}
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    """Weights and descriptions of a model or an ensemble; nothing else that lies there."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.suffix in {".safetensors", ".json", ".md"} and not path.name.startswith("."):
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path.relative_to(source))
+
+
+def _licence() -> str | None:
+    """The text of the package's licence, from the installed distribution or the source tree."""
+    for path in (shelf.PACKAGE.parent.parent / "LICENSE",):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    if importlib.util.find_spec("neuroprior") is not None:
+        try:
+            for file in metadata.files("neuroprior") or ():
+                if file.name == "LICENSE":
+                    return file.read_text(encoding="utf-8")
+        except metadata.PackageNotFoundError:
+            pass
+    return None
+
+
+_ENTRY = '''#!/usr/bin/env python3
+"""Answers one case of the challenge; see README.md."""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(FOLDER / "app"))
+
+from neuroprior.bridges._contract import main
+
+sys.exit(main(FOLDER))
+'''
+
+
+def definition(described: Mapping[str, Any]) -> str:
+    """The Apptainer definition."""
+    return f"""Bootstrap: docker
+From: python:{PYTHON}-slim
+
+%labels
+    challenge {described["title"]}
+    task {described["number"]} {described["name"]}
+    neuroprior {described["neuroprior"]}
+    weights {described["weights_sha256"]}
+
+%files
+    {ENTRY} /opt/challenge/{ENTRY}
+    {TASK} /opt/challenge/{TASK}
+    {REQUIREMENTS} /opt/challenge/{REQUIREMENTS}
+    {APP} /opt/challenge/{APP}
+    {MODEL} /opt/challenge/{MODEL}
+
+%post
+    pip install --no-cache-dir --requirement /opt/challenge/{REQUIREMENTS}
+    chmod 755 /opt/challenge/{ENTRY}
+    ln -s /opt/challenge/{ENTRY} /usr/local/bin/{ENTRY}
+
+%environment
+    export PYTHONDONTWRITEBYTECODE=1
+    export PYTHONNOUSERSITE=1
+
+%runscript
+    exec /usr/local/bin/python3 /opt/challenge/{ENTRY} "$@"
+"""
+
+
+def usage(described: Mapping[str, Any]) -> str:
+    """The arguments of ``predict``, as one line."""
+    words = []
+    for entry in described["inputs"]:
+        flags = [
+            f"{flag} {contrast if contrast != ANY else 'SCAN'}.nii.gz"
+            for contrast, flag in zip(entry["contrasts"], entry["flags"], strict=True)
+        ]
+        words.append(flags[0] if len(flags) == 1 else f"({' | '.join(flags)})")
+    ending = {"mask": "mask.nii.gz", "embedding": "embedding.npy"}.get(str(described["output"]), "answer.txt")
+    return " ".join([*words, f"--output {ending}"])
+
+
+def _readme(described: Mapping[str, Any], info: Mapping[str, Any], task: Task, notes: Sequence[str]) -> str:
+    licences = "; ".join(info["licences"]) or "not stated"
+    told = "".join(f"- {note}\n" for note in notes)
+    return f"""# {described["title"]} task {described["number"]}: {described["name"]}
+
+`predict` answers one case a call: {_SAYS[task.output]}.
+
+```
+./predict {usage(described)}
+```
+
+## Check, build, run
+
+```
+neuroprior export check .                       # the contract, here and now
+apptainer build predict.sif {DEFINITION}
+neuroprior export check .                       # again, now also inside the image
+apptainer run --nv predict.sif {usage(described)}
+```
+
+Building needs the network (PyPI); running needs none. The code in `{APP}/` is the inference part of neuroprior {described["neuroprior"]}
+and holds no training code; `{REQUIREMENTS}` lists exactly what it imports.
+
+## Model
+
+| | |
+|---|---|
+| weights sha256 | {info["weights_sha256"]} |
+| contrasts it knows | {", ".join(info["contrasts"])} |
+| licence of the code | Apache-2.0 |
+| licences of the training data | {licences} |
+
+{told}
+Research use; not a medical device.
+"""
+
+
+_SAYS = {
+    "probability": "one probability in [0, 1] as text",
+    "number": "one number as text",
+    "mask": "a NIfTI on the grid of the first scan, with integer labels",
+    "embedding": "one 1-D float32 vector as .npy",
+}

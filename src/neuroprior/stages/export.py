@@ -1,0 +1,129 @@
+"""Export: a model in, a challenge container's folder out, and its contract checked."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ..bridges._check import Finding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What was written, or what was found.
+
+    Attributes:
+        out: the exported folder.
+        findings: of a check; empty after an export.
+        notes: what a user should know of the exported model.
+        megabytes: of the folder and its packages, torch apart.
+    """
+
+    out: Path
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    megabytes: float | None = None
+
+    @property
+    def failed(self) -> int:
+        """How many checks failed."""
+        return sum(row.status == "failed" for row in self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """3 when a check failed, else 0."""
+        return 3 if self.failed else 0
+
+    def __str__(self) -> str:
+        if not self.findings:
+            size = "" if self.megabytes is None else f" ({self.megabytes:.0f} MB with its packages, without torch)"
+            return "\n".join(
+                [*(f"note: {note}" for note in self.notes), f"{self.out}{size}", f"next: neuroprior export check {self.out}"]
+            )
+        width = [max(len(getattr(row, name)) for row in self.findings) for name in ("case", "check", "status")]
+        lines = [
+            f"{row.status:<{width[2]}}  {row.case:<{width[0]}}  {row.check:<{width[1]}}  {row.message}".rstrip()
+            for row in self.findings
+        ]
+        end = (
+            f"{self.failed} of {len(self.findings)} checks FAILED"
+            if self.failed
+            else f"all {len(self.findings)} checks passed or skipped"
+        )
+        return "\n".join([*lines, f"{end}: {self.out / 'check.json'}"])
+
+
+def export(
+    what: Literal["challenge", "check"],
+    source: Path,
+    protocol: str | None = None,
+    task: str | None = None,
+    out: Path | None = None,
+    partial: bool = False,
+    seconds: float | None = None,
+    memory_gb: float | None = None,
+    full_size: bool = True,
+) -> ExportSummary:
+    """Write a challenge container's folder from a model (challenge), or run the contract of such a folder (check).
+
+    Args:
+        what: challenge or check.
+        source: the model or run folder (challenge), or the exported folder (check).
+        protocol: the challenge's rules; see neuroprior list protocols.
+        task: the task's number or name.
+        out: where the exported folder goes.
+        partial: accept a model that does not know every contrast of the task.
+        seconds: check: most seconds a case; by default the protocol's limit.
+        memory_gb: check: most memory of a case in GB; by default it is only reported.
+        full_size: check: also ask for a case of 1 mm.
+
+    Returns:
+        The folder and, for a check, one row for each thing that was looked at (also in check.json); a failed check makes the exit
+        status 3.
+
+    Raises:
+        ConfigError: an option is missing, or the model does not fit the task.
+        InputError: out holds something else, or the result is too large.
+        ArtifactError: the model or the exported folder is damaged.
+    """
+    from dataclasses import asdict
+
+    from ..core import artifacts
+    from ..core.errors import ConfigError
+
+    if what == "check":
+        if protocol or task or out or partial:
+            raise ConfigError("export check takes only the exported folder, --seconds, --memory-gb and --full-size")
+        from ..bridges._check import check
+
+        findings = check(
+            source,
+            seconds=seconds,
+            memory_gb=memory_gb,
+            full_size=full_size,
+            tell=lambda text: logger.info("asking for a case: %s", text),
+        )
+        summary = ExportSummary(source, tuple(findings))
+        artifacts.write_json(
+            source / "check.json", {"artifact": "check", "failed": summary.failed, "findings": [asdict(row) for row in findings]}
+        )
+        return summary
+
+    from ..bridges import challenge
+    from ..core import shelf
+    from ..protocols import read
+
+    missing = [f"--{name}" for name, value in (("protocol", protocol), ("task", task), ("out", out)) if value is None]
+    if missing or protocol is None or task is None or out is None:
+        raise ConfigError(
+            f"export challenge needs {', '.join(missing)}",
+            expected=f"--protocol {'|'.join(shelf.names('protocols'))} --task NUMBER --out DIR",
+        )
+    rules = read(protocol)
+    made = challenge.write(source, rules, rules.task(task), out, partial=partial)
+    return ExportSummary(out, notes=tuple(made["notes"]), megabytes=made["bytes"] / 1e6)
