@@ -15,7 +15,7 @@ from .errors import ConfigError, suggestion
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
-SHELVES = ("readers", "nets", "heads", "anatomy", "metrics", "objectives", "tasks", "assessments", "recipes")
+SHELVES = ("readers", "transforms", "nets", "heads", "anatomy", "metrics", "objectives", "tasks", "assessments", "recipes")
 """Every folder that is a shelf. ``recipes`` holds YAML, the others Python."""
 
 

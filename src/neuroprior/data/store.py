@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -253,9 +253,12 @@ class Store:
                     problems.append(f"{session.key}: {name}: the voxels are not the ones that were written")
         return problems
 
-    def data_summary(self) -> dict[str, Any]:
-        """What a model card says of its data: counts, contrasts, datasets, licences, hashes. No subject's name."""
-        training = [session for session in self.sessions if session.split in ("train", "")]
+    def data_summary(self, subjects: Collection[str] | None = None) -> dict[str, Any]:
+        """What a model card says of its data: counts, contrasts, datasets, licences, hashes. No subject's name.
+
+        ``subjects`` are those that were trained on, by default the training split's.
+        """
+        training = [s for s in self.sessions if (s.split in ("train", "") if subjects is None else s.subject in subjects)]
         return {
             "subjects": len({session.subject for session in training}),
             "sessions": len(training),

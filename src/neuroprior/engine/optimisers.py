@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -28,13 +29,27 @@ class OptimizerConfig(Config):
     """SGD's Nesterov form."""
 
 
-def build(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser over every parameter of ``module`` that requires a gradient, each in exactly one of two groups."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def build(module: nn.Module, config: OptimizerConfig, group_of: Callable[[str], str] | None = None) -> torch.optim.Optimizer:
+    """The optimiser over every parameter of ``module`` that requires a gradient, each in exactly one group.
+
+    Args:
+        module: what is trained.
+        config: which optimiser.
+        group_of: the group of a parameter by its name; with it there are two groups (with and without weight decay) for each of
+            these, which bear the name under ``group``. Without it there are two in all.
+    """
+    by_group: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            by_group.setdefault("" if group_of is None else group_of(name), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for name, parameters in by_group.items():
+        tag = {} if group_of is None else {"group": name}
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay, **tag},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **tag},
+        ]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=parameters[0].is_cuda)
+    first = next(p for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=first.is_cuda)

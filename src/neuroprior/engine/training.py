@@ -46,13 +46,18 @@ from .allocator import keep_freed_memory
 from .health import ADVICE, RUINED, Alarm, HealthConfig, Monitor, Observation, measure, probe
 from .ledger import Ledger, Meter
 from .optimisers import OptimizerConfig
+from .phases import PhaseConfig, rate_of, share_of_rate
 from .progress import Progress
-from .schedules import ScheduleConfig, factor
+from .schedules import ScheduleConfig
+from .selection import Selection
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals on which a run saves its state and ends."""
+
+STOP_FILE = "STOP"
+"""A file of this name in the run folder does the same; it is removed when it is obeyed."""
 
 
 class TrainingConfig(Config):
@@ -62,6 +67,8 @@ class TrainingConfig(Config):
     """Optimiser steps; or give ``epochs``."""
     epochs: float | None = Field(default=None, gt=0)
     """Length in epochs, where ``steps`` is not given."""
+    hours: float | None = Field(default=None, gt=0)
+    """Longest time in the loop, over all resumes; the run then ends cleanly, and goes on when given more."""
     steps_per_epoch: int | None = Field(default=None, ge=1)
     """Steps an epoch; follows from the data where not given."""
     batch: int = Field(default=2, ge=1)
@@ -98,6 +105,16 @@ class TrainingConfig(Config):
     """Steps between two pictures; there is always one at the end."""
     health: HealthConfig = HealthConfig()
     """When the run is looked at, and what an alarm does."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Which parameters learn in which part of the run; empty trains all of them all the time."""
+    keep: Literal["last", "best"] = "last"
+    """Whose weights the model folder gets: those of the last step, or of the best validation."""
+    watch: str = "loss"
+    """The validation score that says which is best."""
+    watch_ema: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the past in the smoothed score; 0 takes each validation as it is."""
+    patience: int | None = Field(default=None, ge=1)
+    """End the run after this many validations without a better one; None trains to the end."""
 
     def resolved(self, samples_per_epoch: int) -> TrainingConfig:
         """The same with ``steps``, ``steps_per_epoch`` and ``warmup_steps`` as numbers.
@@ -123,13 +140,15 @@ class TrainingResult:
 
     Attributes:
         run: its folder.
-        status: ``complete``, or ``stopped`` by a signal (the same command resumes it).
+        status: ``complete``, or ``stopped`` by a signal or the stop file (the same command resumes it).
         step: steps done, over all resumes.
+        ended: what completed it: ``steps``, ``hours`` or ``patience``.
     """
 
     run: Path
     status: Literal["complete", "stopped"]
     step: int
+    ended: str = "steps"
 
     @property
     def exit_code(self) -> int:
@@ -138,7 +157,8 @@ class TrainingResult:
 
     def __str__(self) -> str:
         again = "" if self.status == "complete" else " (run the same command again to go on)"
-        return f"{self.status} after {self.step} steps{again}: {self.run}"
+        why = {"hours": " (the hours are over)", "patience": " (no better validation)"}.get(self.ended, "")
+        return f"{self.status} after {self.step} steps{again if again else why}: {self.run}"
 
 
 def train(
@@ -152,6 +172,8 @@ def train(
     validate: Callable[[Any], dict[str, float]] | None = None,
     panels: Callable[[Any, Path], object] | None = None,
     observe: Callable[[Any], Observation] | None = None,
+    group_of: Callable[[str], str] | None = None,
+    kept: dict[str, Any] | None = None,
 ) -> TrainingResult:
     """Train a module, resuming the run folder where an earlier call left it.
 
@@ -165,6 +187,8 @@ def train(
         validate: named scores of the module, ``loss`` among them.
         panels: draws pictures of fixed cases into a PNG file.
         observe: shows what the module makes of fixed inputs, for the health checks; a function of the module alone.
+        group_of: the group of a parameter by its name, as the phases of ``config`` call it.
+        kept: filled with whose weights are saved (``keep``, ``step``, ``metric``, ``score``) before each ``save_model``.
 
     Raises:
         ConfigError: the folder holds a run of another recipe, or no length is given.
@@ -173,12 +197,23 @@ def train(
     """
     if config.steps is None:
         raise ConfigError("training.steps is not set")
+    if (config.keep == "best" or config.patience is not None) and validate is None:
+        raise ConfigError(
+            "training.keep=best and training.patience need validation cases", got="none",
+            next_step="index with a val split (--split train=0.7,val=0.1,test=0.2), or train to the end with training.keep=last",
+        )  # fmt: skip
+    if config.phases and group_of is None:
+        raise ConfigError("training.phases belong to fine-tuning: this run has no named groups of parameters")
     resolved = dict(recipe) | {"training": config.model_dump(mode="json")}
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if artifacts.is_complete(run):
         _refuse_other(run, resolved)
-        logger.info("the run is complete already: %s", run)
-        return TrainingResult(run, "complete", config.steps)
+        marker = artifacts.read_json(run / artifacts.MARKER)
+        if marker.get("ended") != "hours" or not _has_time(config, marker["wall_seconds"]):
+            logger.info("the run is complete already: %s", run)
+            return TrainingResult(run, "complete", marker["step"], marker.get("ended", "steps"))
+        if first:
+            (run / artifacts.MARKER).unlink()
     if first:
         run.mkdir(parents=True, exist_ok=True)
         artifacts.sweep(run)
@@ -188,7 +223,7 @@ def train(
             artifacts.write_text(run / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
         artifacts.write_json(run / "environment.json", artifacts.provenance("train"))
     state = _load_state(run)
-    loop = _Loop(module, config, run, loader, save_model, validate, panels, observe, state)
+    loop = _Loop(module, config, run, loader, save_model, validate, panels, observe, state, group_of, kept)
     cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
     if cpu:
         keep_freed_memory()
@@ -205,13 +240,17 @@ def train(
             gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
         )  # fmt: skip
-    if loop.start < config.steps:
+    if loop.start < config.steps and loop.ended is None:
         with _quiet_lightning(), _kept_signals():
             trainer.fit(loop)
     elif first:  # killed after the last state, before the marker
         loop.finish_without_steps()
-    status: Literal["complete", "stopped"] = "complete" if loop.step >= config.steps else "stopped"
-    return TrainingResult(run, status, loop.step)
+    status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
+    return TrainingResult(run, status, loop.step, loop.ended or "steps")
+
+
+def _has_time(config: TrainingConfig, spent_seconds: float) -> bool:
+    return config.hours is None or spent_seconds < config.hours * 3600
 
 
 class _Loop(lightning.LightningModule):
@@ -221,11 +260,12 @@ class _Loop(lightning.LightningModule):
         self, module: nn.Module, config: TrainingConfig, run: Path, loader: Callable[[int, int, int], Iterable[Any]],
         save_model: Callable[[Any, Path], object], validate: Callable[[Any], dict[str, float]] | None,
         panels: Callable[[Any, Path], object] | None, observe: Callable[[Any], Observation] | None, state: dict[str, Any] | None,
+        group_of: Callable[[str], str] | None = None, kept: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.module, self.config, self.run = module, config, run
         self._loader, self._save_model, self._validate, self._panels = loader, save_model, validate, panels
-        self._observe = observe
+        self._observe, self._group_of, self._kept = observe, group_of, {} if kept is None else kept
         self._good: dict[str, Any] | None = state["good"] if state else None
         self._saved: int | None = self._good["step"] if self._good else None
         self._ruined: tuple[Alarm, str] | None = None
@@ -234,8 +274,17 @@ class _Loop(lightning.LightningModule):
         self.start = int(state["step"]) if state else 0
         self.step = self.start
         self.book = Ledger(**state["ledger"]) if state else Ledger()
+        self.selection = Selection(config.watch, config.watch_ema)
+        self._best: dict[str, Any] | None = None
+        self.ended: str | None = None
         if state:
             module.load_state_dict(state["module"], strict=True)
+            if state.get("selection"):
+                self.selection = Selection(**state["selection"])
+            self._best = state.get("best")
+            self.ended = state.get("ended")
+            if self.ended == "hours" and _has_time(config, self.book.wall_seconds):
+                self.ended = None
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._micro: list[dict[str, Tensor]] = []
         self._stop: str | None = None
@@ -245,7 +294,12 @@ class _Loop(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""
-        return optimisers.build(self.module, self.config.optimizer)
+        return optimisers.build(self.module, self.config.optimizer, self._group_of if self.config.phases else None)
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has come to an end of its own."""
+        return self.ended is not None or self.step >= (self.config.steps or 0)
 
     def train_dataloader(self) -> Any:
         """The batches from the first step that is not done yet."""
@@ -289,14 +343,28 @@ class _Loop(lightning.LightningModule):
         self.book.data_wait_seconds += time.perf_counter() - self._ended
         if self.book.forward_flops is None:
             self.book.forward_flops = _count_flops(self.module, batch, self.config.seed)
-        rate = self._rate(self.step)
+        share, phase = share_of_rate(self.config.phases, self.config.schedule, self.step, self.config.steps or 1)
+        rate = self.config.optimizer.lr * share * self.monitor.lr_scale
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+            group["lr"] = rate if phase is None else rate * rate_of(phase, group["group"])
+        if phase is not None:
+            self._freeze(phase)
         torch.manual_seed(seeds.entropy(self.config.seed, "step", self.step, len(self._micro), self.global_rank) % 2**63)
 
     def _rate(self, step: int) -> float:
-        """The learning rate of a step (counted from 0), rollbacks included."""
-        return self.config.optimizer.lr * factor(self.config.schedule, step, self.config.steps or 1) * self.monitor.lr_scale
+        """The learning rate of a step (counted from 0) before the groups' factors, rollbacks included."""
+        share, _ = share_of_rate(self.config.phases, self.config.schedule, step, self.config.steps or 1)
+        return self.config.optimizer.lr * share * self.monitor.lr_scale
+
+    def _freeze(self, phase: PhaseConfig) -> None:
+        """Give gradients to what learns in this phase, and to nothing else; frozen layers count no statistics and drop nothing."""
+        assert self._group_of is not None
+        for prefix, module in self.module.named_modules():
+            own = list(module.named_parameters(recurse=False))
+            for name, parameter in own:
+                parameter.requires_grad_(rate_of(phase, self._group_of(f"{prefix}.{name}" if prefix else name)) > 0)
+            if own:
+                module.training = any(parameter.requires_grad for _, parameter in own)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a micro-batch."""
@@ -316,8 +384,11 @@ class _Loop(lightning.LightningModule):
         self.book.steps += 1
         self.book.samples += self.config.batch * self.config.accumulate * self.trainer.world_size
         self._pending.append((self.step, parts))
-        c, last = self.config, self.step >= (self.config.steps or 0)
-        stop, late = self._agreed()
+        c = self.config
+        stop, late, timed_out = self._agreed()
+        if timed_out and self.step < (c.steps or 0):
+            self.ended = "hours"
+        last = self.over
         due = late or bool(c.checkpoint_steps and self.step % c.checkpoint_steps == 0)
         look = last or self.step % c.health.interval(c.steps or 1) == 0
         if last or stop or due or look or self.step % c.log_every == 0:
@@ -326,12 +397,18 @@ class _Loop(lightning.LightningModule):
             self._look()
         if last or (c.validate_every and self.step % c.validate_every == 0):
             self._run_validation()
+            if not last and c.patience is not None and self.selection.stale >= c.patience:
+                logger.info("no better %s in %d validations: the run ends after step %d", c.watch, c.patience, self.step)
+                self.ended, last = "patience", True
+                self._flush()
         if last or (c.panels_every and self.step % c.panels_every == 0):
             self._draw_panels()
         if (last or stop or due) and self._ruined is None:  # a resumed run comes to the ruin again, and to the look that ends it
             self._checkpoint()
         if stop and not last:
             logger.warning("%s: stopped after step %d with a usable model; the same command resumes", stop, self.step)
+            self.trainer.should_stop = True
+        if self.ended is not None and self._ruined is None:
             self.trainer.should_stop = True
         self._ended = time.perf_counter()
 
@@ -340,7 +417,7 @@ class _Loop(lightning.LightningModule):
         self.progress.close()
         if self.trainer.is_global_zero:
             self.writer.close()
-            if self.step >= (self.config.steps or 0):
+            if self.over:
                 self._mark()
 
     def on_exception(self, exception: BaseException) -> None:
@@ -351,15 +428,20 @@ class _Loop(lightning.LightningModule):
 
     # -- what is due
 
-    def _agreed(self) -> tuple[str | None, bool]:
-        """The signal, and whether the time for a state has come, of this process or (with DDP) any other."""
+    def _agreed(self) -> tuple[str | None, bool, bool]:
+        """The signal, whether the time for a state has come, and whether the hours are over, for this process or (with DDP) any."""
         late = (time.perf_counter() - self._checkpointed) / 60 >= self.config.checkpoint_minutes
+        spent = self.book.wall_seconds + time.perf_counter() - self.meter.wall
+        over = not _has_time(self.config, spent)
+        if self.trainer.is_global_zero and self._stop is None and (self.run / STOP_FILE).exists():
+            (self.run / STOP_FILE).unlink(missing_ok=True)
+            self._stop = f"the file {STOP_FILE}"
         if self.trainer.world_size == 1:
-            return self._stop, late
-        flags = torch.tensor([self._stop is not None, late], dtype=torch.int32, device=self.device)
+            return self._stop, late, over
+        flags = torch.tensor([self._stop is not None, late, over], dtype=torch.int32, device=self.device)
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        stopped, late = (bool(flag) for flag in flags.tolist())
-        return (self._stop or "a signal to another process") if stopped else None, late
+        stopped, late, over = (bool(flag) for flag in flags.tolist())
+        return (self._stop or "a signal to another process") if stopped else None, late, over
 
     def _flush(self) -> None:
         """Write the pending steps of the trace; the only place where the loop waits for the device."""
@@ -497,6 +579,12 @@ class _Loop(lightning.LightningModule):
         with torch.no_grad():
             scores = self._validate(self.module)
         self.module.train()
+        if self.config.watch not in scores:
+            raise ConfigError(
+                f"training.watch is {self.config.watch!r}, which validation does not measure", expected=", ".join(scores)
+            )
+        if self.selection.update(self.step, float(scores[self.config.watch])) and self.config.keep == "best":
+            self._best = _copied(self.module.state_dict())
         if self.trainer.is_global_zero:
             events.append(self.run / "events.jsonl", [{"event": "validation", "step": self.step, **scores}])
             for name, value in scores.items():
@@ -524,9 +612,9 @@ class _Loop(lightning.LightningModule):
         if self.trainer.is_global_zero:
             folder = self.run / "state"
             self.meter.read(self.book)
-            self._save_model(self.module, self.run / "model")
+            self._save_chosen()
             content = {
-                "step": self.step, "module": self.module.state_dict(), "optimizer": self.trainer.optimizers[0].state_dict(),
+                "ended": self.ended, "selection": self.selection.state(), "best": self._best, "step": self.step, "module": self.module.state_dict(), "optimizer": self.trainer.optimizers[0].state_dict(),
                 "ledger": asdict(self.book), "health": self.monitor.state(), "good": self._good["step"],
             }  # fmt: skip
             good = folder / f"good-{self._good['step']:08d}.pt"
@@ -543,6 +631,20 @@ class _Loop(lightning.LightningModule):
         self._checkpointed = time.perf_counter()
         self.book.checkpoint_seconds += self._checkpointed - start
 
+    def _save_chosen(self) -> None:
+        """The model folder, with the weights of this step or of the best validation so far."""
+        chosen, step = self.module, self.step
+        if self.config.keep == "best" and self._best is not None:
+            chosen, step = copy.deepcopy(self.module), self.selection.step or self.step
+            chosen.load_state_dict(self._best, strict=True)
+        self._kept.update({"keep": self.config.keep, "step": step, "last_step": self.step})
+        if self.selection.step is not None:
+            self._kept.update({
+                "metric": self.selection.metric, "best_step": self.selection.step, "best_score": self.selection.raw,
+                "ema": self.selection.ema,
+            })  # fmt: skip
+        self._save_model(chosen, self.run / "model")
+
     def _write_ledger(self) -> None:
         device = (
             torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
@@ -550,12 +652,18 @@ class _Loop(lightning.LightningModule):
         artifacts.write_json(self.run / "ledger.json", self.book.report(device=device, processes=self.config.devices))
 
     def _mark(self) -> None:
-        artifacts.mark_complete(self.run, {"step": self.step, "made_by": artifacts.provenance("train")})
+        artifacts.mark_complete(
+            self.run,
+            {
+                "step": self.step, "ended": self.ended or "steps", "wall_seconds": self.book.wall_seconds, "model": dict(self._kept),
+                "made_by": artifacts.provenance("train"),
+            },
+        )  # fmt: skip
 
     def finish_without_steps(self) -> None:
         """The last state is there, only the marker is missing."""
         events.rewind(self.run / "events.jsonl", self.step)
-        self._save_model(self.module, self.run / "model")
+        self._save_chosen()
         self._write_ledger()
         self._mark()
 
@@ -596,6 +704,8 @@ def _refuse_other(run: Path, recipe: Mapping[str, Any]) -> None:
     from ..core.config import read_yaml
 
     found = read_yaml(run / "recipe.yaml")
+    if isinstance(found.get("training"), dict):  # settings that came after the run was begun had their defaults in it
+        found["training"] = TrainingConfig().model_dump(mode="json") | found["training"]
     plain = yaml.safe_load(yaml.safe_dump(dict(recipe)))
     different = sorted(_differences(found, plain))
     if different:
@@ -606,11 +716,15 @@ def _refuse_other(run: Path, recipe: Mapping[str, Any]) -> None:
         )  # fmt: skip
 
 
+UNBINDING = tuple(f"{where}training.{name}" for where in ("", "settings.") for name in ("workers", "log_every", "hours"))
+"""Settings that may differ between a run and its resume."""
+
+
 def _differences(a: Any, b: Any, prefix: str = "") -> Iterable[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in a.keys() | b.keys():
             yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
-    elif a != b and prefix not in ("training.workers", "training.log_every"):
+    elif a != b and prefix not in UNBINDING:
         yield prefix
 
 

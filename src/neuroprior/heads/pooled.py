@@ -5,7 +5,14 @@ contrasts, the contrast halves concatenated, average-pooled, then Linear, SiLU, 
 
 - A linear layer on a concatenation is a sum of one linear map a contrast; it is written so, and the sum is taken over
   the contrasts that are there and divided by their number. Any subset of contrasts works, and none is filled with zeros.
-- ``pool="mean_max"`` adds the maximum to the average, since an average over the head hides a small lesion.
+- ``pool="mean_max"`` adds the maximum to the average, since an average over the head hides a small lesion; ``mean_std`` adds the
+  standard deviation.
+- ``stage_channels`` also pools the encoder's stages: after instance normalisation the code alone says little of sizes.
+- ``standardise`` centres and scales the pooled features by their mean and spread over the training cases. An average over the head
+  differs little between people and lies far from 0; without it, the first hundreds of steps learn the same number for everybody.
+- ``covariates`` are optional inputs of the hidden layer; a missing one has a learned stand-in.
+- ``readout`` turns cumulative outputs into what inference expects: log-probabilities of ordered classes (proportional odds,
+  McCullagh 1980), or an expected value in front of the logits of a binned distribution function.
 """
 
 from __future__ import annotations
@@ -15,9 +22,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..core.config import Config as BaseConfig
 from ..core.representation import Representation
+from ._covariates import Covariate, Embedding
 from ._ragged import mean_by_case
 
 
@@ -32,44 +41,134 @@ class Config(BaseConfig):
     """Channels of the contrast half; 0 for a net with no split."""
     outputs: int = Field(ge=1)
     """Numbers a case: classes, or 1 for a regression."""
-    hidden: int = Field(default=128, ge=1)
-    """Width of the hidden layer."""
+    hidden: int = Field(default=128, ge=0)
+    """Width of the hidden layer; 0 is a linear head."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Fraction of hidden units dropped while training."""
-    pool: Literal["mean", "mean_max"] = "mean"
+    pool: Literal["mean", "mean_max", "mean_std"] = "mean"
     """How each half becomes a vector."""
+    stage_channels: tuple[int, ...] = ()
+    """Channels of the encoder's stages that are pooled too; empty for the halves alone."""
+    standardise: bool = False
+    """Centre and scale the pooled features by their statistics over the training cases."""
+    covariates: tuple[Covariate, ...] = ()
+    """Optional inputs beside the images."""
+    readout: Literal["plain", "ordered_classes", "ordered_values"] = "plain"
+    """Whether the outputs are taken as they are, or are cumulative."""
+    levels: tuple[float, ...] = ()
+    """The values between the thresholds of ``ordered_values``, one more than there are thresholds."""
 
 
 class PooledHead(nn.Module):
-    """(B, outputs) raw outputs from the representations of B cases."""
+    """(B, outputs) raw outputs from the representations of B cases; ``ordered_values`` has the expected value in front."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        factor = 2 if config.pool == "mean_max" else 1
-        self.anatomy = nn.Linear(config.anatomy_channels * factor, config.hidden)
-        self.contrast = nn.ModuleList(
-            nn.Linear(config.contrast_channels * factor, config.hidden, bias=False)
-            for _ in (config.contrasts if config.contrast_channels else ())
+        factor = 1 if config.pool == "mean" else 2
+        wide = config.anatomy_channels * factor
+        scan = config.contrast_channels * factor + 2 * sum(config.stage_channels)
+        width = config.hidden or config.outputs
+        ordered = config.readout == "ordered_classes"
+        if ordered:
+            width = config.hidden or 1
+        self.anatomy = nn.Linear(wide, width)
+        self.contrast = nn.ModuleList(nn.Linear(scan, width, bias=False) for _ in (config.contrasts if scan else ()))
+        if config.standardise:
+            n = len(config.contrasts)
+            for name, shape in (("anatomy", (wide,)), ("scan", (n, scan))):
+                self.register_buffer(f"{name}_mean", torch.zeros(shape))
+                self.register_buffer(f"{name}_std", torch.ones(shape))
+        self.covariates = Embedding(config.covariates, width) if config.covariates else None
+        last = 1 if ordered else config.outputs
+        self.out = (
+            nn.Sequential(nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, last))
+            if config.hidden
+            else nn.Identity()
         )
-        self.out = nn.Sequential(nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, config.outputs))
+        self.steps = nn.Parameter(torch.zeros(config.outputs - 1)) if ordered else None
 
     def pool(self, half: Tensor) -> Tensor:
         """(N, C, x, y, z) -> (N, C) or (N, 2 C)."""
         flat = half.flatten(2)
         if self.config.pool == "mean":
             return flat.mean(2)
+        if self.config.pool == "mean_std":
+            return torch.cat([flat.mean(2), _spread(flat)], 1)
         return torch.cat([flat.mean(2), flat.amax(2)], 1)
 
-    def forward(self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int) -> Tensor:
-        """(n_cases, outputs); the shelf's docstring explains the ragged batch. ``net`` is not used."""
-        hidden = self.anatomy(mean_by_case(self.pool(representation.anatomy), case, n_cases))
-        if self.config.contrast_channels:
-            pooled = self.pool(representation.contrast)  # (N, C)
-            weight = torch.stack([layer.weight for layer in self.contrast])[contrast]  # (N, hidden, C)
-            rows = torch.einsum("nc,nhc->nh", pooled, weight.to(pooled.dtype))
+    def vectors(self, representation: Representation, case: Tensor, n_cases: int) -> tuple[Tensor, Tensor]:
+        """The pooled features before any weight: (n_cases, Da) of the anatomy, (N, Dc) of each scan (Dc may be 0)."""
+        anatomy = mean_by_case(self.pool(representation.anatomy), case, n_cases)
+        parts = [self.pool(representation.contrast)] if self.config.contrast_channels else []
+        for stage in representation.stages if self.config.stage_channels else ():
+            flat = stage.flatten(2)
+            parts += [flat.mean(2), _spread(flat)]
+        return anatomy, torch.cat(parts, 1) if parts else anatomy.new_zeros((case.shape[0], 0))
+
+    @torch.no_grad()
+    def standardise_by(self, anatomy: Tensor, scans: Tensor, contrast: Tensor) -> None:
+        """Set the statistics from the training cases' :meth:`vectors`.
+
+        Args:
+            anatomy: (B, Da).
+            scans: (N, Dc).
+            contrast: (N,) which contrast each scan is; one that has fewer than two scans gets the statistics of all.
+        """
+        _set_statistics(self.anatomy_mean, self.anatomy_std, anatomy)
+        for number in range(len(self.config.contrasts)):
+            rows = scans[contrast == number]
+            _set_statistics(self.scan_mean[number], self.scan_std[number], rows if len(rows) > 1 else scans)
+
+    def forward(
+        self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int,
+        covariates: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(n_cases, outputs); the shelf's docstring explains the ragged batch. ``net`` is not used.
+
+        ``covariates`` (n_cases, F) come from ``heads._covariates.encode``; NaN, or None for all, means missing.
+        """
+        anatomy, scans = self.vectors(representation, case, n_cases)
+        if self.config.standardise:
+            anatomy = (anatomy - self.anatomy_mean) / self.anatomy_std
+            scans = (scans - self.scan_mean[contrast]) / self.scan_std[contrast]
+        hidden = self.anatomy(anatomy)
+        if len(self.contrast):
+            weight = torch.stack([layer.weight for layer in self.contrast])[contrast]  # (N, hidden, Dc)
+            rows = torch.einsum("nc,nhc->nh", scans, weight.to(scans.dtype))
             hidden = hidden + mean_by_case(rows, case, n_cases)
-        return self.out(hidden)
+        if self.covariates is not None:
+            hidden = hidden + self.covariates(covariates, n_cases)
+        return self.read(self.out(hidden))
+
+    def read(self, output: Tensor) -> Tensor:
+        """The last layer's numbers as the outputs that tasks and inference take."""
+        if self.config.readout == "ordered_classes":
+            assert self.steps is not None
+            rising = functional.softplus(self.steps.float() + 0.5413)  # softplus(0.5413) = 1: thresholds begin one apart
+            thresholds = rising.cumsum(0) - rising.sum() / 2 - rising[0] / 2
+            above = output.float() - thresholds  # (B, K - 1) logits of "class k + 1 or more"
+            upper, lower = functional.logsigmoid(above), functional.logsigmoid(-above)
+            middle = torch.sigmoid(above[:, :-1]) - torch.sigmoid(above[:, 1:])
+            return torch.cat([lower[:, :1], middle.clamp_min(1e-7).log(), upper[:, -1:]], 1)
+        if self.config.readout == "ordered_values":
+            levels = torch.tensor(self.config.levels, dtype=output.dtype, device=output.device)
+            expected = levels[0] + (output.sigmoid() * levels.diff()).sum(1, keepdim=True)
+            return torch.cat([expected, output], 1)
+        return output
+
+
+def _spread(flat: Tensor) -> Tensor:
+    """(N, C, V) -> (N, C) standard deviations, with a gradient everywhere."""
+    return (flat.var(2, correction=0) + 1e-6).sqrt()
+
+
+def _set_statistics(mean: Tensor, std: Tensor, rows: Tensor) -> None:
+    if len(rows) == 0 or rows.shape[1] == 0:
+        return
+    mean.copy_(rows.mean(0))
+    spread = rows.std(0, correction=0)
+    std.copy_(torch.where(spread > 1e-4 * spread.max().clamp_min(1e-6), spread, torch.ones_like(spread)))
 
 
 def build(config: Config) -> PooledHead:

@@ -195,7 +195,7 @@ class ResEnc(nn.Module):
         x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
         return represent(self.config, self.latent, self.encoder(x), noise)
 
-    def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool) -> Tensor:
+    def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool, maps: list[Tensor] | None = None) -> Tensor:
         """The decoder's finest feature map (B, features[0], x, y, z) on the padded grid.
 
         Args:
@@ -203,6 +203,7 @@ class ResEnc(nn.Module):
             code: (B, Ca + Cc, x, y, z), the two halves concatenated.
             skips: whether the stages are joined in; the net must have been built or widened for them. A net with skips
                 can decode without: the skip channels are then left out of its convolutions.
+            maps: takes the decoder's maps, coarsest first, where given (deep supervision).
         """
         x = code
         for step, (up, stage) in enumerate(zip(self.decoder.transpconvs, self.decoder.stages, strict=True)):
@@ -214,6 +215,8 @@ class ResEnc(nn.Module):
                 x = block.after(functional.conv3d(x, block.conv.weight[:, : x.shape[1]], block.conv.bias, padding=1))
             else:
                 x = stage(x)
+            if maps is not None:
+                maps.append(x)
         return x
 
     def decode(self, anatomy: Tensor, contrast: Tensor, size: Sequence[int] | None = None) -> Tensor:

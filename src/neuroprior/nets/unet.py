@@ -106,7 +106,7 @@ class UNet(nn.Module):
             stages.append(x)
         return represent(self.config, self.latent, stages, noise)
 
-    def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool) -> Tensor:
+    def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool, maps: list[Tensor] | None = None) -> Tensor:
         """The decoder's finest feature map (B, C0, x, y, z) on the padded grid of ``stages``.
 
         Args:
@@ -114,6 +114,7 @@ class UNet(nn.Module):
             code: (B, Ca + Cc, x, y, z), the two halves concatenated.
             skips: whether the stages are joined in; the net must have been built or widened for them. A net with skips
                 can decode without: the skip channels are then left out of its convolutions.
+            maps: takes the decoder's maps, coarsest first, where given (deep supervision).
         """
         x = code
         for step, (up, block) in enumerate(zip(self.up, self.decoder, strict=True)):
@@ -126,6 +127,8 @@ class UNet(nn.Module):
                 x = functional.leaky_relu_(block.normalise(narrow), 0.01)
             else:
                 x = block(x)
+            if maps is not None:
+                maps.append(x)
         return x
 
     def decode(self, anatomy: Tensor, contrast: Tensor, size: Sequence[int] | None = None) -> Tensor:

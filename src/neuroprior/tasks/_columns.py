@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any, Literal
 
+from pydantic import Field
+from torch import nn
+
+from ..core.config import Config as BaseConfig
 from ..core.errors import InputError, suggestion
 from ..data.store import SessionView, Store
+from ..heads._covariates import Covariate
 from ._protocol import usable_contrasts
+
+logger = logging.getLogger(__name__)
+
+
+class PooledConfig(BaseConfig):
+    """Settings of a task whose head pools."""
+
+    pool: Literal["mean", "mean_max", "mean_std"] = "mean_max"
+    """How each half becomes a vector; the paper's is ``mean``."""
+    stages: bool = True
+    """Pool the encoder's stages too, not the halves alone."""
+    standardise: bool = True
+    """Centre and scale the pooled features by their statistics over the training cases."""
+    hidden: int = Field(default=128, ge=0)
+    """Width of the head's hidden layer; 0 is a linear head."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Fraction of hidden units dropped while training."""
+
+
+def pooled_head(
+    config: PooledConfig, net: nn.Module, contrasts: Sequence[str], outputs: int, covariates: Sequence[Covariate], **more: Any
+) -> tuple[str, dict[str, Any]]:
+    """Name and config of the pooled head for a task."""
+    return "pooled", {
+        "contrasts": list(contrasts), "anatomy_channels": net.anatomy_channels, "contrast_channels": net.contrast_channels,
+        "outputs": outputs, "hidden": config.hidden, "dropout": config.dropout, "pool": config.pool,
+        "stage_channels": list(net.stage_channels) if config.stages else [], "standardise": config.standardise,
+        "covariates": [covariate.model_dump(mode="json") for covariate in covariates], **more,
+    }  # fmt: skip
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell says that nothing is known."""
+    return value is None or str(value).strip().lower() in {"", "n/a", "na", "nan", "none", "null"}
+
+
+def known_columns(store: Store) -> list[str]:
+    """The columns that some session has."""
+    return sorted({"age", "sex", "health", "site", "scanner", *(k for s in store.sessions for k in s.columns)})
 
 
 def column_values(
@@ -14,19 +60,30 @@ def column_values(
 ) -> list[tuple[SessionView, object]]:
     """The sessions with a value in column ``target`` (``n/a`` and empty are none) and one of the contrasts.
 
+    Sessions left out are told, with the reason.
+
     Raises:
         InputError: nobody has such a value; the message lists the columns there are.
     """
-    found = []
+    found, without, unseen = [], [], []
     for session in sessions:
         value = session.value(target)
-        if value is not None and str(value).strip().lower() not in {"", "n/a", "nan"} and usable_contrasts(session, contrasts):
+        if is_missing(value):
+            without.append(session.key)
+        elif not usable_contrasts(session, contrasts):
+            unseen.append(session.key)
+        else:
             found.append((session, value))
     if not found:
-        known = sorted({"age", "sex", "health", "site", "scanner", *(k for s in store.sessions for k in s.columns)})
+        known = known_columns(store)
         raise InputError(
             f"no training session has a value in column {target!r} and one of {', '.join(contrasts)}",
             expected=f"a column with values; there are: {', '.join(known)}",
             next_step=suggestion(target, known),
         )
+    for keys, why in ((without, f"no value in column {target!r}"), (unseen, f"none of {', '.join(contrasts)}")):
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            logger.warning("%d of %d training sessions left out, they have %s: %s%s", len(keys), len(sessions), why,
+                           ", ".join(keys[:5]), more)  # fmt: skip
     return found

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data.cases import Case, CaseBatch
 from ..data.store import SessionView, Store
+from ._losses import deep
 
 
 class Task(Protocol):
@@ -48,16 +49,28 @@ class Supervised(nn.Module):
         super().__init__()
         self.net, self.head = net, head
         self.losses = task.losses
+        self.levels = len(getattr(head.config, "levels", ())) if hasattr(head, "deep") else 0
 
     def forward(self, batch: CaseBatch, *, epoch: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
         """The losses of a ragged batch; ``epoch`` and ``seed`` are part of the engine's contract and change nothing."""
         n_cases = batch["target"].shape[0]
         representation = self.net.encode(batch["images"])
-        output = self.head(self.net, representation, batch["case"], batch["contrast"], n_cases)
-        if output.ndim == 5:  # the net pads odd boxes at their far end
-            x, y, z = batch["target"].shape[1:]
-            output = output[..., :x, :y, :z]
-        return self.losses(output.float(), batch["target"])
+        rows = (self.net, representation, batch["case"], batch["contrast"], n_cases)
+        if self.levels and self.training:
+            outputs = [output.float() for output in self.head.deep(*rows)]
+            outputs[0] = _cut(outputs[0], batch["target"])
+            return dict(deep(outputs, batch["target"], self.losses))
+        covariates = batch.get("covariates")
+        output = self.head(*rows) if covariates is None else self.head(*rows, covariates)
+        return self.losses(_cut(output.float(), batch["target"]), batch["target"])
+
+
+def _cut(output: Tensor, target: Tensor) -> Tensor:
+    """Label maps without what the net padded odd boxes with at their far end; other outputs as they are."""
+    if output.ndim < 5:
+        return output
+    x, y, z = target.shape[-3:]
+    return output[..., :x, :y, :z]
 
 
 def usable_contrasts(session: SessionView, contrasts: Sequence[str]) -> tuple[str, ...]:

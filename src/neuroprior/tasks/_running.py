@@ -6,8 +6,11 @@ few-shot draws are the same run with another split.
 
 from __future__ import annotations
 
+import copy
 import logging
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +20,19 @@ import torch
 from ..core import artifacts, seeds, shelf
 from ..core.config import read_yaml
 from ..core.errors import ConfigError
-from ..data.cases import CaseDataset, class_numbers, collate
+from ..data.augmentation import Augmentation, steps
+from ..data.cases import Case, CaseDataset, case_weights, centred, class_numbers, collate, crop
 from ..data.loading import make_loader
 from ..data.store import Store
-from ..engine.training import TrainingResult, train
+from ..engine.phases import lengths
+from ..engine.training import TrainingConfig, TrainingResult, train
+from ..heads._covariates import encode
 from ..inference import model as models
 from ..inference import windows
 from . import _finetuning as finetuning
-from ._protocol import Supervised
+from . import _strategies as strategies
+from ._adapters import adapt, merged
+from ._protocol import Supervised, to_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +56,8 @@ def fine_tune(
 ) -> TrainingResult | None:
     """Train a net and a head on a task; an interrupted run in ``out`` is resumed.
 
+    With the strategy ``scratch`` and a model folder as the source, the same net is trained from random weights.
+
     Args:
         store: prepared, with labels or participants columns.
         source: run or model folder to start from, or ``scratch``.
@@ -69,6 +79,13 @@ def fine_tune(
         ConfigError: the store was prepared otherwise than the model expects.
         ArtifactError: the model or the store is damaged.
     """
+    strategy = strategies.check(config.strategy or ("scratch" if source == "scratch" else "warmup-full"))
+    if source == "scratch" and strategy != "scratch" and strategy not in ("full", "warmup-full"):
+        raise ConfigError(
+            f"the strategy {strategy!r} needs pretrained weights", expected="--from MODEL", got="--from scratch",
+            next_step="leave --strategy out, or give a model folder",
+        )  # fmt: skip
+    scratch = source == "scratch" or strategy == "scratch"
     lineage: list[dict[str, Any]] = []
     torch.manual_seed(seeds.entropy(seed, "initialisation") % 2**63)  # the only use of the global generator: initial weights
     if source == "scratch":
@@ -87,12 +104,17 @@ def fine_tune(
             )  # fmt: skip
         net, net_name, net_config = given.net, given.info["net"]["name"], given.info["net"]["config"]
         known, patch = given.contrasts, given.info["method"].get("patch")
-        lineage = [*given.info["lineage"], {
-            "weights_sha256": given.info["weights_sha256"], "method": given.info["method"], "data": given.info["data"],
-            "licences": given.info["licences"],
-        }]  # fmt: skip
-        _tell_overlap(store, given.info, source, split)
+        if scratch:
+            net = models.build_net(net_name, net_config)
+        else:
+            lineage = [*given.info["lineage"], {
+                "weights_sha256": given.info["weights_sha256"], "method": given.info["method"], "data": given.info["data"],
+                "licences": given.info["licences"],
+            }]  # fmt: skip
+            _tell_overlap(store, given.info, source, split)
     names = finetuning.expand_contrasts(contrasts, store, known)
+    if strategy == "linear-probe" and task != "segmentation":
+        config = config.model_copy(update={"task": {"hidden": 0} | config.task})
     plan = finetuning.plan(store, task, target, names, config, seed=seed, pretraining_patch=patch, split=split)
     if task == "segmentation":
         module = shelf.load("nets", net_name)
@@ -100,48 +122,133 @@ def fine_tune(
         net_config = net.config.model_dump(mode="json")
     head_name, head_config = plan.task.head(net, plan.contrasts)
     head = models.build_head(head_name, head_config)
-    logger.info(
-        "%s of %s from %s: %d training and %d validation cases, contrasts %s, box %s",
-        task, target, source, len(plan.train), len(plan.validation), ", ".join(plan.contrasts), plan.patch,
+    covariates = tuple(getattr(plan.task, "covariates", ()))
+    augmentation = Augmentation(
+        steps(config.data.augment, config.data.transforms, config.data.intensity), plan.mirror_axes, plan.class_pairs,
+        (store.spec.spacing_mm,) * 3,
     )  # fmt: skip
+    dataset = CaseDataset(
+        store, plan.train, plan.contrasts, plan.patch, seed=seed, augmentation=augmentation, foreground=config.data.foreground,
+        balance=config.data.balance, weights=case_weights(plan.train, config.data.weight_by, config.data.temperature),
+        contrast_dropout=config.data.contrast_dropout, label_values=getattr(plan.task, "label_values", (1,)),
+        shares=getattr(plan.task, "soft", False), jitter=config.data.jitter, covariates=covariates,
+        covariate_dropout=config.data.covariate_dropout,
+    )  # fmt: skip
+    logger.info(
+        "%s of %s from %s, strategy %s: %d training and %d validation cases, contrasts %s, box %s, mirrored axes %s", task, target,
+        source, strategy, len(plan.train), len(plan.validation), ", ".join(plan.contrasts), plan.patch, list(plan.mirror_axes),
+    )  # fmt: skip
+    if strategy == "lora":
+        added = adapt(net, config.lora_rank, config.lora_alpha)
+        logger.info(
+            "low-rank adapters: %d numbers beside %d frozen ones", added, sum(p.numel() for p in net.parameters()) - added
+        )
     if dry_run:
         logger.info("dry run: nothing was trained")
         return None
-
-    dataset = CaseDataset(
-        store, plan.train, plan.contrasts, plan.patch, seed=seed, foreground=config.data.foreground,
-        contrast_dropout=config.data.contrast_dropout, label_values=getattr(plan.task, "values", (1,)),
-        jitter=config.data.jitter, flip_axes=plan.flip_axes, intensity=config.data.intensity,
-    )  # fmt: skip
-    described = plan.task.describe() | {"window": list(plan.patch)}
-    method = {
-        "stage": "finetune", "initialised_from": "scratch" if source == "scratch" else "pretrained", "seed": seed,
-        "settings": config.model_dump(mode="json"), "training_subjects": len({c.session.subject for c in plan.train}),
+    if getattr(head.config, "standardise", False):
+        _standardise(head, net, store, plan)
+    supervised = Supervised(net, head, plan.task)
+    training = _resolved(config, strategy, supervised, dataset, out, task)
+    config = config.model_copy(update={"training": training, "strategy": strategy})
+    described = plan.task.describe() | {
+        "window": list(plan.patch), "mirror_axes": list(plan.mirror_axes), "label_pairs": [list(pair) for pair in plan.label_pairs],
     }  # fmt: skip
+    summary = store.data_summary(plan.subjects)
+    method = {
+        "stage": "finetune", "initialised_from": "scratch" if scratch else "pretrained", "strategy": strategy, "seed": seed,
+        "settings": config.model_dump(mode="json"), "training_subjects": len(plan.subjects),
+    }  # fmt: skip
+    kept: dict[str, Any] = {}
 
-    def save(folder: Path, trained: Supervised) -> None:
+    def save(trained: Supervised, folder: Path) -> None:
         models.save(
-            folder, net=trained.net, net_name=net_name, net_config=net_config, head=trained.head, head_name=head_name,
+            folder, net=merged(trained.net), net_name=net_name, net_config=net_config, head=trained.head, head_name=head_name,
             head_config=head_config, spec=store.spec, contrasts=plan.contrasts, kind="finetuned", task=described,
-            method=method, data=store.data_summary(), lineage=lineage,
+            method=method | {"kept": dict(kept)}, data=summary, lineage=lineage,
         )  # fmt: skip
 
     def loader(start_sample: int, rank: int, world: int) -> Any:
         return make_loader(
-            dataset, batch=config.training.batch, start_sample=start_sample,
-            n_samples=(config.training.steps or 0) * config.training.batch * config.training.accumulate * world - start_sample,
-            rank=rank, world=world, workers=config.training.workers, collate=collate,
+            dataset, batch=training.batch, start_sample=start_sample,
+            n_samples=(training.steps or 0) * training.batch * training.accumulate * world - start_sample,
+            rank=rank, world=world, workers=training.workers, collate=collate,
         )  # fmt: skip
 
     return train(
-        Supervised(net, head, plan.task), config.training, out, loader=loader,
-        validate=_validator(store, plan, described) if plan.validation else None,
-        save_model=lambda trained, folder: save(folder, trained),  # type: ignore[arg-type]  # the module is our Supervised
+        supervised, training, out, loader=loader, validate=_validator(store, plan, described) if plan.validation else None,
+        save_model=save, group_of=strategies.group_of, kept=kept,
         recipe={"stage": "finetune", "store": store.data_summary(), "task": described, "contrasts": list(plan.contrasts),
-                "from": "scratch" if source == "scratch" else lineage[-1]["weights_sha256"],
+                "from": "scratch" if scratch else lineage[-1]["weights_sha256"], "strategy": strategy,
                 "settings": config.model_dump(mode="json"),
                 "split": None if split is None else artifacts.sha256_json(dict(sorted(split.items())))},
     )  # fmt: skip
+
+
+def _resolved(
+    config: finetuning.FineTuneConfig, strategy: str, supervised: Supervised, dataset: CaseDataset, out: Path, task: str
+) -> TrainingConfig:
+    """The training settings with steps, phases and the watched score as plain values."""
+    training = config.training
+    if training.steps is None and training.epochs is None and training.hours is not None:
+        training = training.model_copy(update={"steps": _steps_in(training.hours, supervised, dataset, training, out)})
+    training = training.resolved(len(dataset))
+    if not training.phases:
+        training = training.model_copy(update={"phases": strategies.phases(strategy, supervised.net, config.layer_decay)})
+    if "watch" not in config.training.model_fields_set:
+        training = training.model_copy(update={"watch": finetuning.WATCH.get(task, "loss")})
+    for phase, n in zip(training.phases, lengths(training.phases, training.steps or 1), strict=True):
+        logger.info("phase of %d steps, warm-up %s: %s", n, "as scheduled" if phase.warmup is None else round(phase.warmup * n),
+                    ", ".join(f"{name} x {rate:.3g}" if rate else f"{name} frozen" for name, rate in phase.rates.items()))  # fmt: skip
+    return training
+
+
+def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, training: TrainingConfig, out: Path) -> int:
+    """How many steps fit into a time: what an earlier call settled on, or by timing three steps of a copy."""
+    if (out / "recipe.yaml").is_file():
+        before = read_yaml(out / "recipe.yaml").get("training", {})
+        if before.get("steps"):
+            return int(before["steps"])
+    device = torch.device("cpu" if training.accelerator == "cpu" or not torch.cuda.is_available() else "cuda")
+    probe = copy.deepcopy(supervised).to(device).train()
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-8)
+    seconds = []
+    for step in range(4):
+        begin = time.perf_counter()
+        for micro in range(training.accumulate):
+            first = (step * training.accumulate + micro) * training.batch
+            batch = collate([dataset[first + n] for n in range(training.batch)])
+            probe(to_device(batch, device))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    found = max(1, int(0.9 * hours * 3600 / float(np.median(seconds[1:]))))
+    logger.info(
+        "%.3g hours are about %d steps of %.3g s; the run ends when either is reached", hours, found, np.median(seconds[1:])
+    )
+    return found
+
+
+def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, limit: int = 64) -> None:
+    """Give the pooled head the mean and spread of its features over (at most ``limit``) training cases, seen whole and unaltered."""
+    chosen = [plan.train[n] for n in np.unique(np.linspace(0, len(plan.train) - 1, min(limit, len(plan.train))).astype(int))]
+    device = next(net.parameters()).device
+    anatomy, scans, contrasts = [], [], []
+    training = net.training
+    net.eval()
+    with torch.no_grad():
+        for case in chosen:
+            start = centred(case.session.shape, plan.patch)
+            images = np.stack([crop(store.read(case.session.key, name), start, plan.patch) for name in case.contrasts])
+            representation = net.encode(torch.from_numpy(images)[:, None].to(device))
+            one, rows = head.vectors(representation, torch.zeros(len(images), dtype=torch.int64, device=device), 1)
+            anatomy.append(one)
+            scans.append(rows)
+            contrasts += [plan.contrasts.index(name) for name in case.contrasts]
+    net.train(training)
+    head.standardise_by(torch.cat(anatomy), torch.cat(scans), torch.tensor(contrasts, device=device))
 
 
 def _recipe(name: str) -> dict[str, Any]:
@@ -177,7 +284,7 @@ def _validator(store: Store, plan: finetuning.Plan, described: Mapping[str, Any]
                 images = np.stack([store.read(case.session.key, name, None) for name in case.contrasts])
                 tensor = torch.from_numpy(images).float().to(device)
                 if isinstance(case.target, str):
-                    values = described["label_values"]
+                    values = plan.task.label_values
                     probability = windows.segment(model, tensor, case.contrasts, window=plan.patch).cpu().numpy()
                     truth = class_numbers(store.read_label(case.session.key, case.target), values)
                     guess = probability.argmax(0)
@@ -186,10 +293,12 @@ def _validator(store: Store, plan: finetuning.Plan, described: Mapping[str, Any]
                         for k in range(1, len(values) + 1)
                         if (truth == k).any()
                     ]
+                    if not (truth > 0).any():
+                        dices.append(float(not (guess > 0).any()))
                     chosen = np.take_along_axis(probability, truth[None], 0)
                     losses.append(float(-np.log(np.clip(chosen, 1e-7, 1)).mean()))
                     continue
-                raw = windows.pool(model, tensor, case.contrasts, window=plan.patch)
+                raw = _pooled(model, tensor, case, plan)
                 target = torch.tensor([case.target], device=device)
                 losses.append(float(plan.task.losses(raw[None], target)["loss"]))
                 if "classes" in described:
@@ -204,3 +313,18 @@ def _validator(store: Store, plan: finetuning.Plan, described: Mapping[str, Any]
         return result
 
     return validate
+
+
+def _pooled(model: models.Model, images: torch.Tensor, case: Case, plan: finetuning.Plan) -> torch.Tensor:
+    """(outputs,) of a whole case, with its covariates where the head takes some."""
+    covariates = tuple(getattr(plan.task, "covariates", ()))
+    if not covariates:
+        return windows.pool(model, images, case.contrasts, window=plan.patch)
+    row = torch.tensor([encode(case.session.columns, covariates)], dtype=torch.float32, device=images.device)
+
+    class WithCovariates(torch.nn.Module):
+        def forward(self, *rows: Any) -> torch.Tensor:
+            assert model.head is not None
+            return model.head(*rows, row)
+
+    return windows.pool(replace(model, head=WithCovariates()), images, case.contrasts, window=plan.patch)

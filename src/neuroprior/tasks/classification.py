@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, nll_loss
 
-from ..core.config import Config as BaseConfig
-from ..core.errors import InputError
+from ..core.errors import ConfigError, InputError
 from ..data.cases import Case
 from ..data.store import SessionView, Store
-from ._columns import column_values
+from ..heads._covariates import Covariate
+from ._columns import PooledConfig, column_values, pooled_head
 
 
-class Config(BaseConfig):
+class Config(PooledConfig):
     """Settings of the classification task."""
 
-    pool: Literal["mean", "mean_max"] = "mean_max"
-    """How each half becomes a vector; the paper's is ``mean``."""
-    hidden: int = Field(default=128, ge=1)
-    """Width of the head's hidden layer."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of hidden units dropped while training."""
     positive: str | None = None
     """The class that counts as positive in binary scores; the rarer one by default."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing: this share of every target is spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """``balanced`` weighs a class by the inverse of its share among the training sessions (draws are balanced anyway)."""
+    order: tuple[str, ...] = ()
+    """The classes from low to high, for grades: makes the head a proportional-odds model (McCullagh 1980)."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Classification:
         classes: class names; their place is the class number.
         prior: share of each class among the training sessions, the trivial prediction.
         config: its settings.
+        covariates: optional inputs of the head.
     """
 
     target: str
     classes: tuple[str, ...]
     prior: tuple[float, ...]
     config: Config
+    covariates: tuple[Covariate, ...] = field(default=())
     name: str = "classification"
 
     def cases(self, store: Store, sessions: Sequence[SessionView], contrasts: Sequence[str]) -> list[Case]:
@@ -61,32 +64,41 @@ class Classification:
 
     def head(self, net: nn.Module, contrasts: Sequence[str]) -> tuple[str, dict[str, Any]]:
         """The pooled head with an output a class."""
-        return "pooled", {
-            "contrasts": list(contrasts), "anatomy_channels": net.anatomy_channels, "contrast_channels": net.contrast_channels,
-            "outputs": len(self.classes), "hidden": self.config.hidden, "dropout": self.config.dropout, "pool": self.config.pool,
-        }  # fmt: skip
+        readout = "ordered_classes" if self.config.order else "plain"
+        return pooled_head(self.config, net, contrasts, len(self.classes), self.covariates, readout=readout)
 
     def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy and accuracy from (B, classes) logits and (B,) class numbers."""
-        return {
-            "loss": cross_entropy(output, target),
-            "accuracy": (output.detach().argmax(1) == target).float().mean(),
-        }
+        """Cross-entropy and accuracy from (B, classes) logits (log-probabilities where classes are ordered) and (B,) class numbers."""
+        weight = None
+        if self.config.class_weights == "balanced":
+            weight = torch.tensor(
+                [1 / (len(self.prior) * share) for share in self.prior], dtype=output.dtype, device=output.device
+            )
+        if self.config.order:
+            loss = nll_loss(output, target, weight=weight)
+        else:
+            loss = cross_entropy(output, target, weight=weight, label_smoothing=self.config.smoothing)
+        return {"loss": loss, "accuracy": (output.detach().argmax(1) == target).float().mean()}
 
     def describe(self) -> dict[str, Any]:
-        """Class names in order, the positive one, and the prior as the floor."""
+        """Class names in order, the positive one, the prior as the floor, and the covariates that may be given."""
         positive = self.config.positive or self.classes[min(range(len(self.classes)), key=lambda k: (self.prior[k], -k))]
         return {
             "name": self.name, "target": self.target, "classes": list(self.classes), "positive": positive,
-            "floor": {"prior": dict(zip(self.classes, self.prior, strict=True))},
+            "floor": {"prior": dict(zip(self.classes, self.prior, strict=True))}, "ordered": bool(self.config.order),
+            "covariates": [covariate.name for covariate in self.covariates],
         }  # fmt: skip
 
 
-def fit(store: Store, sessions: Sequence[SessionView], target: str, contrasts: Sequence[str], config: Config) -> Classification:
+def fit(
+    store: Store, sessions: Sequence[SessionView], target: str, contrasts: Sequence[str], config: Config,
+    covariates: Sequence[Covariate] = (),
+) -> Classification:  # fmt: skip
     """The task for a column, its classes read from the training sessions.
 
     Raises:
         InputError: nobody has a value, or everybody has the same.
+        ConfigError: the order does not name the classes, or smoothing is asked for with it.
     """
     counts = Counter(str(value) for _, value in column_values(store, sessions, target, contrasts))
     if len(counts) < 2:
@@ -96,8 +108,20 @@ def fit(store: Store, sessions: Sequence[SessionView], target: str, contrasts: S
             got=", ".join(f"{name} ({n})" for name, n in counts.items()),
             next_step="choose another --target, or splits that hold both classes",
         )
+    if len(counts) > max(20, sum(counts.values()) // 2):
+        raise InputError(
+            f"the column {target!r} has {len(counts)} classes in {sum(counts.values())} training sessions",
+            expected="classes that several subjects share", next_step="for numbers use --task regression",
+        )  # fmt: skip
     if config.positive is not None and config.positive not in counts:
         raise InputError(f"no training session has the class {config.positive!r}", expected=", ".join(sorted(counts)))
-    classes = tuple(sorted(counts))
+    if config.order and set(config.order) != set(counts):
+        raise ConfigError("task.order must name every class once, from low to high", expected=", ".join(sorted(counts)),
+                          got=", ".join(config.order))  # fmt: skip
+    if config.order and config.smoothing:
+        raise ConfigError(
+            "task.smoothing does not go with task.order: the probabilities of ordered classes are smooth as they are"
+        )
+    classes = config.order or tuple(sorted(counts))
     total = sum(counts.values())
-    return Classification(target, classes, tuple(counts[name] / total for name in classes), config)
+    return Classification(target, classes, tuple(counts[name] / total for name in classes), config, tuple(covariates))

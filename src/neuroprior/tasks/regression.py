@@ -1,34 +1,43 @@
-"""Regression: one number a session, from a column of the participants table. The net predicts it standardised."""
+"""Regression: one number a session, from a column of the participants table. The net predicts it standardised.
+
+Losses beside the plain ones: ``heteroscedastic``, the Gaussian likelihood with a predicted variance (Nix and Weigend 1994; Kendall
+and Gal 2017); ``ordinal``, a distribution function over bins, one cross-entropy a threshold (Niu et al. 2016, for age), whose
+expected value is the prediction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import smooth_l1_loss
+from torch.nn import functional
 
-from ..core.config import Config as BaseConfig
 from ..core.errors import InputError
 from ..data.cases import Case
 from ..data.store import SessionView, Store
-from ._columns import column_values
+from ..heads._covariates import Covariate
+from ._columns import PooledConfig, column_values, pooled_head
+
+LOG_VARIANCE = (-7.0, 5.0)
+"""Smallest and largest predicted log-variance, in units of the target's variance."""
 
 
-class Config(BaseConfig):
+class Config(PooledConfig):
     """Settings of the regression task."""
 
-    pool: Literal["mean", "mean_max"] = "mean"
+    pool: Literal["mean", "mean_max", "mean_std"] = "mean"
     """How each half becomes a vector."""
-    hidden: int = Field(default=128, ge=1)
-    """Width of the head's hidden layer."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of hidden units dropped while training."""
+    loss: Literal["smooth_l1", "mse", "mae", "huber", "heteroscedastic", "ordinal"] = "smooth_l1"
+    """What is minimised."""
     beta: float = Field(default=0.5, gt=0)
-    """Where the smooth-L1 loss turns from square to absolute, in standard deviations of the target."""
+    """Where smooth L1 and Huber turn from square to absolute, in standard deviations of the target."""
+    bins: int = Field(default=16, ge=2)
+    """Bins of ``ordinal``, of equal width between the training values' extremes."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,16 @@ class Regression:
         target: the column.
         mean, std: of the target over the training subjects, in its own unit; predicting ``mean`` is the floor.
         config: its settings.
+        covariates: optional inputs of the head.
+        levels: standardised bin centres of ``ordinal``.
     """
 
     target: str
     mean: float
     std: float
     config: Config
+    covariates: tuple[Covariate, ...] = field(default=())
+    levels: tuple[float, ...] = ()
     name: str = "regression"
 
     def cases(self, store: Store, sessions: Sequence[SessionView], contrasts: Sequence[str]) -> list[Case]:
@@ -58,23 +71,54 @@ class Regression:
         return found
 
     def head(self, net: nn.Module, contrasts: Sequence[str]) -> tuple[str, dict[str, Any]]:
-        """The pooled head with one output."""
-        return "pooled", {
-            "contrasts": list(contrasts), "anatomy_channels": net.anatomy_channels, "contrast_channels": net.contrast_channels,
-            "outputs": 1, "hidden": self.config.hidden, "dropout": self.config.dropout, "pool": self.config.pool,
-        }  # fmt: skip
+        """The pooled head; its first output is the standardised number."""
+        if self.config.loss == "ordinal":
+            return pooled_head(
+                self.config,
+                net,
+                contrasts,
+                len(self.levels) - 1,
+                self.covariates,
+                readout="ordered_values",
+                levels=list(self.levels),
+            )
+        return pooled_head(self.config, net, contrasts, 2 if self.config.loss == "heteroscedastic" else 1, self.covariates)
 
     def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Smooth L1 from (B, 1) outputs and (B,) standardised targets; ``mae`` is in the target's unit."""
-        return {
-            "loss": smooth_l1_loss(output[:, 0], target, beta=self.config.beta),
-            "mae": (output.detach()[:, 0] - target).abs().mean() * self.std,
-        }
+        """The loss from (B, outputs) outputs and (B,) standardised targets; ``mae`` is in the target's unit."""
+        value, c = output[:, 0], self.config
+        if c.loss == "mse":
+            loss = functional.mse_loss(value, target)
+        elif c.loss == "mae":
+            loss = functional.l1_loss(value, target)
+        elif c.loss == "huber":
+            loss = functional.huber_loss(value, target, delta=c.beta)
+        elif c.loss == "heteroscedastic":
+            logvar = output[:, 1].clamp(*LOG_VARIANCE)
+            loss = 0.5 * (torch.exp(-logvar) * (value - target) ** 2 + logvar).mean()
+        elif c.loss == "ordinal":
+            levels = torch.tensor(self.levels, dtype=output.dtype, device=output.device)
+            above = (target[:, None] > (levels[:-1] + levels[1:]) / 2).to(output.dtype)
+            loss = functional.binary_cross_entropy_with_logits(output[:, 1:], above)
+        else:
+            loss = functional.smooth_l1_loss(value, target, beta=c.beta)
+        return {"loss": loss, "mae": (value.detach() - target).abs().mean() * self.std}
 
     def describe(self) -> dict[str, Any]:
-        """Scale of the output, and the training mean as the floor."""
+        """Scale of the first output, the training mean as the floor, and how the others give a spread.
+
+        ``spread`` is ``{"kind": "log_variance", "output": 1}`` (std = exp(half of it, clamped) times ``std``),
+        ``{"kind": "cumulative", "levels": [...]}`` (logits of exceeding the middle between neighbouring standardised levels, from output
+        1 on), or None.
+        """
+        spread: dict[str, Any] | None = None
+        if self.config.loss == "heteroscedastic":
+            spread = {"kind": "log_variance", "output": 1, "clamp": list(LOG_VARIANCE)}
+        if self.config.loss == "ordinal":
+            spread = {"kind": "cumulative", "levels": list(self.levels)}
         return {
             "name": self.name, "target": self.target, "mean": self.mean, "std": self.std, "floor": {"mean": self.mean},
+            "spread": spread, "covariates": [covariate.name for covariate in self.covariates],
         }  # fmt: skip
 
 
@@ -86,7 +130,10 @@ def _number(value: object) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def fit(store: Store, sessions: Sequence[SessionView], target: str, contrasts: Sequence[str], config: Config) -> Regression:
+def fit(
+    store: Store, sessions: Sequence[SessionView], target: str, contrasts: Sequence[str], config: Config,
+    covariates: Sequence[Covariate] = (),
+) -> Regression:  # fmt: skip
     """The task for a column, its scale read from the training sessions (each subject counted once).
 
     Raises:
@@ -102,6 +149,12 @@ def fit(store: Store, sessions: Sequence[SessionView], target: str, contrasts: S
             )  # fmt: skip
         by_subject.setdefault(session.subject, number)
     values = np.array(list(by_subject.values()))
+    if len(values) < 2:
+        raise InputError(f"only one training subject has a number in column {target!r}", expected="at least two")
     if values.std() == 0:
         raise InputError(f"the column {target!r} has the same value, {values[0]}, for all {len(values)} training subjects")
-    return Regression(target, float(values.mean()), float(values.std()), config)
+    mean, std = float(values.mean()), float(values.std())
+    levels: tuple[float, ...] = ()
+    if config.loss == "ordinal":
+        levels = tuple(((np.linspace(values.min(), values.max(), config.bins) - mean) / std).tolist())
+    return Regression(target, mean, std, config, tuple(covariates), levels)
