@@ -171,7 +171,9 @@ def check_voxels(volume: Volume) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def write_like(path: str | Path, array: np.ndarray, *, like: str | Path, dtype: np.typing.DTypeLike | None = None) -> None:
+def write_like(
+    path: str | Path, array: np.ndarray, *, like: str | Path, dtype: np.typing.DTypeLike | None = None, slope: float = 1.0
+) -> None:  # fmt: skip
     """Write an array that lies on another file's grid, with that file's header.
 
     Shape (trailing axes of one included), pixdim, qform, sform, their codes and the units are the other file's, bit for
@@ -182,6 +184,7 @@ def write_like(path: str | Path, array: np.ndarray, *, like: str | Path, dtype: 
         array: (x, y, z) of the other file's shape.
         like: the file whose grid the array lies on.
         dtype: on disk; by default the array's (``bool`` becomes uint8, ``float16`` float32).
+        slope: what readers multiply the stored values with (``scl_slope``).
 
     Raises:
         InputError: ``like`` cannot be read, or has another shape, or a value does not fit ``dtype``.
@@ -197,7 +200,7 @@ def write_like(path: str | Path, array: np.ndarray, *, like: str | Path, dtype: 
             "the array does not lie on this file's grid", file=like, expected=f"shape {kept}", got=f"shape {array.shape}",
             next_step="bring the array to the file's native grid first",
         )  # fmt: skip
-    _write(Path(path), _as_stored(array, dtype, path), header.copy())
+    _write(Path(path), _as_stored(array, dtype, path), header.copy(), slope)
 
 
 def write(path: str | Path, volume: Volume, *, dtype: np.typing.DTypeLike | None = None) -> None:
@@ -536,12 +539,12 @@ def _as_stored(array: np.ndarray, dtype: np.typing.DTypeLike | None, path: str |
     return array.astype(kind, copy=False)
 
 
-def _write(path: Path, array: np.ndarray, header: Nifti1Header) -> None:
+def _write(path: Path, array: np.ndarray, header: Nifti1Header, slope: float = 1.0) -> None:
     """Header and voxels as one file; the same content gives the same bytes."""
     path = _checked(path)
     header.set_data_dtype(array.dtype)
     header["vox_offset"] = 352 if int(header["sizeof_hdr"]) == 348 else 544
-    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["scl_slope"], header["scl_inter"] = slope, 0
     header["cal_min"], header["cal_max"] = 0, 0
     ordered = array.astype(header.get_data_dtype(), copy=False)
     content = bytes(header.structarr.tobytes()) + b"\0\0\0\0" + ordered.tobytes(order="F")

@@ -8,17 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
-from ..core import artifacts
+from ..core import artifacts, nifti
+from ..core.errors import ConfigError
 from .predictor import CaseInput
 
 TABLE, DESCRIPTION = "predictions.tsv", "predictions.json"
 
 COLUMNS = (
     "case", "dataset", "subject", "session", "task", "target", "contrasts", "missing", "reference", "input", "output", "value",
-    "probability", "status", "reason", "seconds", "peak_memory_mb", "inputs_sha256", "model_sha256",
+    "value_std", "value_low", "value_high", "probability", "confidence", "flags", "status", "reason", "seconds", "peak_memory_mb",
+    "peak_gpu_memory_mb", "computed_on", "inputs_sha256", "model_sha256", "settings_sha256", "output_sha256",
 )  # fmt: skip
-"""Fixed columns of ``predictions.tsv``; a classification adds ``p_<class>`` columns."""
+"""Fixed columns of ``predictions.tsv``; a classification adds ``p_<class>``, a segmentation ``volume_ml_<label>`` with ``_low`` and
+``_high``."""
+
+MAPS = ("probseg", "entropy", "mutualinfo")
+"""What may lie beside a mask: foreground probability, entropy, and what the passes disagree on; all in 0..1."""
 
 
 def mask_path(out: Path, case: CaseInput, target: str, n_values: int, *, several_datasets: bool, kind: str = "mask") -> Path:
@@ -64,6 +72,28 @@ def write_description(out: Path, model: Mapping[str, Any], command: Mapping[str,
             "command": dict(command),
         },
     )
+
+
+def write_map(path: Path, array: np.ndarray, *, like: Path, quantise: bool) -> None:
+    """A map in 0..1 on the grid of ``like``: float32, or uint8 with ``scl_slope`` 1/255 (an eighth of the size and more, when packed)."""
+    if quantise:
+        nifti.write_like(path, np.rint(array * np.float32(255)).astype(np.uint8), like=like, slope=1 / 255)
+    else:
+        nifti.write_like(path, array, like=like, dtype=np.float32)
+
+
+def require_same(out: Path, model: Mapping[str, Any]) -> None:
+    """Raises a ConfigError where the folder holds the predictions of another task or target."""
+    if not (out / DESCRIPTION).is_file():
+        return
+    earlier = artifacts.read_json(out / DESCRIPTION)
+    here = (model["task"]["name"], model["task"]["target"])
+    there = (earlier.get("task"), earlier.get("target"))
+    if there != here:
+        raise ConfigError(
+            "this folder holds the predictions of another task", file=out, expected=f"{here[0]} of {here[1]}",
+            got=f"{there[0]} of {there[1]}", next_step="choose another --out",
+        )  # fmt: skip
 
 
 def write_table(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,11 @@ from ..core.config import parse
 from ..core.errors import ArtifactError, ConfigError
 from ..core.geometry import ConformSpec
 from ..core.representation import Fused, Representation, fuse
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .notebook import Features, Prediction, ScanLike
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +52,19 @@ class Model:
         head: what the task put on top, or None for a pretrained model.
         info: the content of ``model.json``.
         folder: where it was read from.
+        members: the models of an ensemble (``net`` and ``head`` are then the first one's); empty for a single model.
     """
 
     net: nn.Module
     head: nn.Module | None
     info: Mapping[str, Any]
     folder: Path
+    members: tuple[Model, ...] = ()
+
+    @property
+    def each(self) -> tuple[Model, ...]:
+        """The members of an ensemble, or the model itself."""
+        return self.members or (self,)
 
     @property
     def spec(self) -> ConformSpec:
@@ -79,6 +91,51 @@ class Model:
         self.net.eval()
         each = {name: self.net.encode(image) for name, image in scans.items()}
         return fuse(each), each
+
+    def predict(
+        self,
+        scans: ScanLike | Mapping[str, ScanLike],
+        *,
+        contrast: str | None = None,
+        affine: np.ndarray | None = None,
+        preset: str = "balanced",
+        reference: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Prediction:
+        """Predict one case in its native space (``inference/notebook.py`` has the details).
+
+        Args:
+            scans: a NIfTI path, a nibabel image or an (x, y, z) array; or several by contrast, ``{"T1w": ..., "FLAIR": ...}``.
+            contrast: name of a single scan; not needed where the file's BIDS name or the model's only contrast tells it.
+            affine: (4, 4) voxel -> RAS+ mm of arrays.
+            preset: ``fast``, ``balanced`` or ``accurate``.
+            reference: contrast whose native grid the mask is given on.
+            covariates: for example ``{"age": 63}``, for a model that takes some.
+            settings: any of ``PredictConfig``, such as ``probabilities=True`` or ``uncertainty=True``.
+
+        Raises:
+            InputError: a scan cannot be used; the message says what to do.
+            ConfigError: the model is only pretrained, or a setting is unknown.
+        """
+        from .notebook import predict
+
+        return predict(
+            self, scans, contrast=contrast, affine=affine, preset=preset, reference=reference, covariates=covariates, **settings
+        )
+
+    def encode_scans(
+        self,
+        scans: ScanLike | Mapping[str, ScanLike],
+        *,
+        contrast: str | None = None,
+        affine: np.ndarray | None = None,
+        reference: str | None = None,
+    ) -> Features:
+        """Anatomy and contrast features of one case; arguments as in :meth:`predict`. Any model can, pretrained ones too."""
+        from .notebook import encode
+
+        return encode(self, scans, contrast=contrast, affine=affine, reference=reference)
 
 
 def forward_check(net: nn.Module) -> list[float]:
@@ -239,7 +296,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> Model:
     """The model in a folder, ready to use.
 
     Args:
-        folder: a model folder, or a run folder that holds one.
+        folder: a model folder, a run folder that holds one, or an ensemble's folder.
         device: where to put the weights.
 
     Raises:
@@ -247,6 +304,10 @@ def load(folder: str | Path, *, device: str = "cpu") -> Model:
     """
     from safetensors.torch import load_file
 
+    from . import ensemble
+
+    if ensemble.is_ensemble(folder):
+        return ensemble.load(folder, device=device)
     path = resolve(folder)
     info = read_info(path)
     found = artifacts.sha256_file(path / WEIGHTS)

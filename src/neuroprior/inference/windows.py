@@ -1,14 +1,348 @@
-"""Whole volumes through a net that was trained on boxes: overlapping windows (MONAI's sliding-window inference)."""
+"""Whole volumes through a net that was trained on boxes: overlapping windows, blended by a Gaussian and streamed row by row.
+
+Windows lie on a regular grid, so the blending weight of a voxel is a product of three one-dimensional weights that are known
+before anything is computed: each axis' Gaussians (sigma an eighth of the window, as in nnU-Net, Isensee et al. 2021) are divided
+by their sum over the windows that cover a voxel. The weights of a voxel then sum to one, nothing has to be divided at the end, and
+rows of the volume are final as soon as the last window that covers them is done. Only ``classes x window rows`` of a volume are
+held at any time.
+
+Every window may be looked at several times (:class:`Passes`): by the members of an ensemble, mirrored, with samples of the
+posterior. Probabilities are averaged, never logits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from ..core import seeds
+from ..core.errors import ConfigError
 from .model import Model
+
+SIGMA = 0.125
+"""Standard deviation of the blending weight, as a share of the window."""
+
+HALF_FROM_BYTES = 2 << 30
+"""From this size on, rows in the making are summed in float16 (their weights sum to one: the error stays below 2e-3)."""
+
+BLOCK_BYTES = 128 << 20
+"""About the size of the blocks in which finished rows are handed on."""
+
+
+# ------------------------------------------------------------------------------------------------------------- the layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where windows lie in a volume.
+
+    Attributes:
+        shape: of the volume, padded to at least a window.
+        before: zeros in front of the volume along each axis.
+        window: size in voxels.
+        starts: first voxel of the windows along each axis.
+        weights: per axis one float32 tensor a window; over the windows that cover a voxel they sum to one.
+    """
+
+    shape: tuple[int, int, int]
+    before: tuple[int, int, int]
+    window: tuple[int, int, int]
+    starts: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[Tensor, ...], ...]
+
+    def __len__(self) -> int:
+        return math.prod(len(starts) for starts in self.starts)
+
+
+def lay(shape: Sequence[int], window: Sequence[int], overlap: float) -> Layout:
+    """Windows over a volume, spread evenly and in mirror symmetry.
+
+    Args:
+        shape: of the volume; an axis shorter than the window is padded with zeros on both sides.
+        window: size in voxels.
+        overlap: least overlap of neighbours as a share of the window, in [0, 1).
+    """
+    padded, before, starts, weights = [], [], [], []
+    for length, size in zip(shape, window, strict=True):
+        full = max(length, size)
+        padded.append(full)
+        before.append((full - length) // 2)
+        step = max(1, int(size * (1 - overlap)))
+        n = -(-(full - size) // step) + 1
+        places = [round(k * (full - size) / max(n - 1, 1)) for k in range(n)]
+        for k in range(n // 2):
+            places[n - 1 - k] = full - size - places[k]
+        bell = torch.exp(-0.5 * ((torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / (SIGMA * size)) ** 2)
+        total = torch.zeros(full, dtype=torch.float64)
+        for place in places:
+            total[place : place + size] += bell
+        starts.append(tuple(places))
+        weights.append(tuple((bell / total[place : place + size]).float() for place in places))
+    (x, y, z), (a, b, c), (i, j, k) = padded, before, window
+    return Layout((x, y, z), (a, b, c), (int(i), int(j), int(k)), tuple(starts), tuple(weights))
+
+
+# ------------------------------------------------------------------------------------------------- looking at a window
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a window is looked at; the answer is the mean over members x mirrored axes x samples.
+
+    Attributes:
+        mirror: the sets of axes that are flipped, ``((),)`` for none; every set is one pass.
+        swap: class number -> class number of the other side, for passes mirrored along axis 0; None leaves classes as they are.
+        samples: draws from a variational split's posterior; 0 takes its mean.
+        key: names the draws: (seed, case).
+        precision: ``auto`` is bfloat16 on a GPU and float32 elsewhere.
+    """
+
+    mirror: tuple[tuple[int, ...], ...] = ((),)
+    swap: tuple[int, ...] | None = None
+    samples: int = 0
+    key: tuple[seeds.Key, ...] = (0, "")
+    precision: Literal["float32", "auto"] = "float32"
+
+    def __len__(self) -> int:
+        return len(self.mirror) * max(self.samples, 1)
+
+
+def mirrored(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Every set of the axes, the empty one first: the passes of mirrored prediction."""
+    return tuple(part for n in range(len(axes) + 1) for part in itertools.combinations(sorted(axes), n))
+
+
+def swapped_classes(values: Sequence[int], pairs: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Class number -> class number after left and right are exchanged; class 0 is background.
+
+    Args:
+        values: label values of the classes 1, 2, ...
+        pairs: (left value, right value).
+
+    Raises:
+        ConfigError: a pair names a value that is no class, or a value stands in two pairs.
+    """
+    number = {value: place for place, value in enumerate(values, start=1)}
+    order = list(range(len(values) + 1))
+    for left, right in pairs:
+        if (
+            left not in number
+            or right not in number
+            or order[number[left]] != number[left]
+            or order[number[right]] != number[right]
+        ):
+            raise ConfigError(
+                "the label pairs do not fit the label values", expected=f"pairs of {', '.join(map(str, values))}, each once",
+                got=str([list(pair) for pair in pairs]),
+            )  # fmt: skip
+        order[number[left]], order[number[right]] = number[right], number[left]
+    return tuple(order)
+
+
+def require_variational(model: Model) -> None:
+    """Raises a ConfigError where the net has no posterior to draw from."""
+    split = getattr(getattr(model.net, "config", None), "split", None)
+    if split != "variational":
+        raise ConfigError(
+            "this model has no posterior to draw samples from", file=model.folder, expected="a net with split: variational",
+            got=f"split: {split}", next_step="leave out --samples; an ensemble of folds tells its spread too",
+        )  # fmt: skip
+
+
+def _noise(
+    model: Model, shape: Sequence[int], keys: Sequence[tuple[seeds.Key, ...]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """One standard normal draw a row for both halves, each a function of its key."""
+    grid = model.net.code_grid(shape)
+    halves = []
+    for half, channels in (("anatomy", model.net.anatomy_channels), ("contrast", model.net.contrast_channels)):
+        rows = [torch.randn((channels, *grid), generator=seeds.torch_generator(*key, half)) for key in keys]
+        halves.append(torch.stack(rows).to(device))
+    return halves[0], halves[1]
+
+
+def raw_outputs(
+    model: Model, boxes: Tensor, contrasts: Sequence[str], *, precision: str = "float32", draws: Sequence[tuple[seeds.Key, ...]] = (),
+    covariates: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The head's outputs for boxes that each hold all contrasts.
+
+    Args:
+        model: one net and head.
+        boxes: (n, K, x, y, z) float32 on the net's device.
+        contrasts: the K canonical names.
+        precision: see :class:`Passes`.
+        draws: keys of the n draws from the posterior; empty takes the mean.
+        covariates: (n, F) for a head that takes some.
+
+    Returns:
+        (n, ...) float32.
+    """
+    n, k = boxes.shape[:2]
+    device = boxes.device
+    numbers = torch.tensor([model.contrasts.index(name) for name in contrasts], device=device)
+    case = torch.arange(n, device=device).repeat_interleave(k)
+    rows = boxes.reshape(n * k, 1, *boxes.shape[2:])
+    noise = None
+    if draws:
+        noise = _noise(model, boxes.shape[2:], [(*draw, name) for draw in draws for name in contrasts], device)
+    low = precision == "auto" and device.type == "cuda"
+    with torch.autocast(device.type, dtype=torch.bfloat16) if low else contextlib.nullcontext():
+        representation = model.net.encode(rows) if noise is None else model.net.encode(rows, noise=noise)
+        extra: dict[str, Any] = {} if covariates is None else {"covariates": covariates}
+        assert model.head is not None
+        out = model.head(model.net, representation, case, numbers.repeat(n), n, **extra)
+    if out.ndim == 5:  # the net pads odd boxes at their far end
+        x, y, z = boxes.shape[2:]
+        out = out[..., :x, :y, :z]
+    return out.float()
+
+
+def look(
+    members: Sequence[Model],
+    boxes: Tensor,
+    contrasts: Sequence[str],
+    passes: Passes,
+    windows: Sequence[int],
+    *,
+    spread: bool = False,
+) -> Tensor:
+    """Class probabilities of some windows, averaged over all passes.
+
+    Args:
+        members: the models of an ensemble, or one.
+        boxes: (n, K, x, y, z) float32.
+        contrasts: the K canonical names.
+        passes: how often and how each window is looked at.
+        windows: the windows' numbers, which name the random draws.
+        spread: add a channel with the mean over the passes of each pass' entropy (nats).
+
+    Returns:
+        (n, classes [+ 1], x, y, z) float32.
+    """
+    total: Tensor | None = None
+    doubt: Tensor | None = None
+    for number, member in enumerate(members):
+        for axes in passes.mirror:
+            dims = [axis + 2 for axis in axes]
+            turned = boxes.flip(dims) if dims else boxes
+            for sample in range(max(passes.samples, 1)):
+                draws = [(*passes.key, "posterior", number, sample, *axes, w) for w in windows] if passes.samples else []
+                p = raw_outputs(member, turned, contrasts, precision=passes.precision, draws=draws).softmax(1)
+                if dims:
+                    p = p.flip(dims)
+                if 0 in axes and passes.swap is not None:
+                    p = p[:, list(passes.swap)]
+                if spread:
+                    here = entropy(p, 1)[:, None]
+                    doubt = here if doubt is None else doubt.add_(here)
+                total = p if total is None else total.add_(p)
+    assert total is not None
+    count = len(members) * len(passes)
+    if count > 1:
+        total /= count
+    if doubt is not None:
+        return torch.cat([total, doubt / count], 1)
+    return total
+
+
+def entropy(p: Tensor, axis: int) -> Tensor:
+    """Shannon entropy in nats along ``axis``, which is removed; 0 log 0 is 0."""
+    return -torch.special.xlogy(p, p).sum(axis)
+
+
+# ---------------------------------------------------------------------------------------------------------- the stream
+
+
+@torch.inference_mode()
+def stream(
+    members: Sequence[Model],
+    images: Tensor,
+    contrasts: Sequence[str],
+    layout: Layout,
+    *,
+    passes: Passes | None = None,
+    batch: int = 2,
+    device: str | torch.device = "cpu",
+    stitch: str | torch.device = "cpu",
+    spread: bool = False,
+) -> Iterator[tuple[int, Tensor]]:
+    """Class probabilities of a volume, block of rows by block of rows.
+
+    Args:
+        members: the models of an ensemble, or one; on ``device``.
+        images: (K, x, y, z) float32, conformed, one a contrast.
+        contrasts: the K canonical names, each known to the models.
+        layout: of the windows, for the images' shape.
+        passes: how a window is looked at.
+        batch: windows a step.
+        device: where the net computes.
+        stitch: where windows are put together.
+        spread: add a last channel with the mean entropy of single passes (:func:`look`).
+
+    Yields:
+        (first row, (classes [+ 1], rows, y, z) float32 on ``stitch``): consecutive rows along x, from the first to the last.
+    """
+    passes = passes or Passes()
+    x, y, z = images.shape[1:]
+    (w, u, v), (px, py, pz) = layout.window, layout.before
+    padding = [(before, full - n - before) for before, full, n in zip(layout.before, layout.shape, (x, y, z), strict=True)]
+    if any(a or b for a, b in padding):
+        images = functional.pad(images, (*padding[2], *padding[1], *padding[0]))
+    images = images.to(stitch if torch.device(device).type == torch.device(stitch).type else "cpu")
+    cells = [(j, k) for j in range(len(layout.starts[1])) for k in range(len(layout.starts[2]))]
+    ring: Tensor | None = None  # row r of the volume is row r % w of the ring
+    for i, sx in enumerate(layout.starts[0]):
+        for first in range(0, len(cells), batch):
+            chosen = cells[first : first + batch]
+            boxes = torch.stack([
+                images[:, sx : sx + w, layout.starts[1][j] : layout.starts[1][j] + u, layout.starts[2][k] : layout.starts[2][k] + v]
+                for j, k in chosen
+            ]).to(device)  # fmt: skip
+            numbers = [(i * len(layout.starts[1]) + j) * len(layout.starts[2]) + k for j, k in chosen]
+            p = look(members, boxes, contrasts, passes, numbers, spread=spread)
+            if ring is None:
+                size = (p.shape[1], w, layout.shape[1], layout.shape[2])
+                half = math.prod(size) * 4 > HALF_FROM_BYTES
+                ring = torch.zeros(size, dtype=torch.float16 if half else torch.float32, device=stitch)
+            for row, (j, k) in enumerate(chosen):
+                _add(ring, p[row], sx, (layout.starts[1][j], layout.starts[2][k]),
+                     (layout.weights[0][i], layout.weights[1][j], layout.weights[2][k]))  # fmt: skip
+            del p, boxes
+        assert ring is not None
+        end = layout.starts[0][i + 1] if i + 1 < len(layout.starts[0]) else layout.shape[0]
+        step = max(1, BLOCK_BYTES // (ring.shape[0] * ring.shape[2] * ring.shape[3] * 4))
+        at = sx
+        while at < end:
+            place = at % w
+            count = min(step, end - at, w - place)
+            low, high = max(at, px), min(at + count, px + x)
+            if low < high:
+                block = ring[:, place + low - at : place + high - at, py : py + y, pz : pz + z]
+                yield low - px, block.float() if block.dtype == torch.float16 else block.clone()
+            ring[:, place : place + count] = 0
+            at += count
+
+
+def _add(ring: Tensor, p: Tensor, sx: int, corner: tuple[int, int], weights: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Add a window (C, w, u, v) times its weights to the ring, whose rows begin anew after the last."""
+    wx, wy, wz = (weight.to(p.device) for weight in weights)
+    p = p.mul_(wx[:, None, None]).mul_(wy[:, None]).mul_(wz)
+    w, (sy, sz) = ring.shape[1], corner
+    plane = ring[:, :, sy : sy + p.shape[2], sz : sz + p.shape[3]]
+    p = p.to(device=ring.device, dtype=ring.dtype)
+    turn = sx % w
+    plane[:, turn:] += p[:, : w - turn]
+    if turn:
+        plane[:, :turn] += p[:, w - turn :]
 
 
 @torch.inference_mode()
@@ -21,7 +355,7 @@ def segment(
     overlap: float = 0.5,
     batch: int = 2,
 ) -> Tensor:
-    """Class probabilities of one case.
+    """Class probabilities of one case, all at once (for small volumes, as in validation; :func:`stream` bounds the memory).
 
     Args:
         model: with a segmentation head.
@@ -32,27 +366,28 @@ def segment(
         batch: windows a step.
 
     Returns:
-        (classes, x, y, z) float32 probabilities; windows are blended with a Gaussian weight.
+        (classes, x, y, z) float32 probabilities on the images' device.
     """
-    from monai.inferers.utils import sliding_window_inference
+    layout = lay(images.shape[1:], window, overlap)
+    device = images.device
+    blocks = stream([model], images, contrasts, layout, batch=batch, device=device, stitch=device)
+    return torch.cat([block for _, block in blocks], 1)
 
-    head = model.head
-    assert head is not None
-    numbers = torch.tensor([model.contrasts.index(name) for name in contrasts], device=images.device)
 
-    def step(boxes: Tensor, *_: Any) -> Tensor:
-        n, k = boxes.shape[:2]
-        rows = boxes.reshape(n * k, 1, *boxes.shape[2:])
-        case = torch.arange(n, device=boxes.device).repeat_interleave(k)
-        x, y, z = boxes.shape[2:]
-        logits = head(model.net, model.net.encode(rows), case, numbers.repeat(n), n)[..., :x, :y, :z]
-        return logits.float().softmax(1)
+# ------------------------------------------------------------------------------------------------------- seen whole
 
-    out = sliding_window_inference(
-        images[None], tuple(window), batch, step, overlap=overlap, mode="gaussian", padding_mode="constant", cval=0.0
-    )
-    assert isinstance(out, Tensor)
-    return out[0]
+
+def centred(images: Tensor, window: Sequence[int]) -> Tensor:
+    """(K, x, y, z) images centred in a box of ``window`` voxels, cropped or padded with zeros."""
+    boxed = images.new_zeros((images.shape[0], *window))
+    source, target = [], []
+    for extent, length in zip(images.shape[1:], window, strict=True):
+        start = (extent - length) // 2
+        low, high = max(start, 0), min(start + length, extent)
+        source.append(slice(low, high))
+        target.append(slice(low - start, high - start))
+    boxed[(slice(None), *target)] = images[(slice(None), *source)]
+    return boxed
 
 
 @torch.inference_mode()
@@ -68,16 +403,20 @@ def pool(model: Model, images: Tensor, contrasts: Sequence[str], *, window: Sequ
     Returns:
         (outputs,) float32.
     """
-    head = model.head
-    assert head is not None
-    boxed = images.new_zeros((images.shape[0], *window))
-    source, target = [], []
-    for extent, length in zip(images.shape[1:], window, strict=True):
-        start = (extent - length) // 2
-        low, high = max(start, 0), min(start + length, extent)
-        source.append(slice(low, high))
-        target.append(slice(low - start, high - start))
-    boxed[(slice(None), *target)] = images[(slice(None), *source)]
-    case = torch.zeros(len(contrasts), dtype=torch.int64, device=images.device)
-    numbers = torch.tensor([model.contrasts.index(name) for name in contrasts], device=images.device)
-    return head(model.net, model.net.encode(boxed[:, None]), case, numbers, 1).float()[0]
+    return raw_outputs(model, centred(images, window)[None], contrasts)[0]
+
+
+@torch.inference_mode()
+def pool_passes(
+    model: Model, images: Tensor, contrasts: Sequence[str], *, window: Sequence[int], passes: Passes, member: int = 0,
+    covariates: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The pooled head's raw outputs, one row a pass: (passes, outputs) float32; arguments as :func:`pool`."""
+    box = centred(images, window)[None]
+    rows = []
+    for axes in passes.mirror:
+        turned = box.flip([axis + 2 for axis in axes]) if axes else box
+        for sample in range(max(passes.samples, 1)):
+            draws = [(*passes.key, "posterior", member, sample, *axes, 0)] if passes.samples else []
+            rows.append(raw_outputs(model, turned, contrasts, precision=passes.precision, draws=draws, covariates=covariates)[0])
+    return torch.stack(rows)

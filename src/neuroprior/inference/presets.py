@@ -1,0 +1,50 @@
+"""How much work a prediction is worth: settings, and three words for the usual choices."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ..core.config import Config, parse
+from ..core.errors import ConfigError, suggestion
+
+
+class PredictConfig(Config):
+    """Settings of a prediction; what does not change the result (devices, window batch on a ladder) is told apart in ``window_batch``."""
+
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    """Least overlap of neighbouring windows, as a share of the window."""
+    mirror: bool = False
+    """Also look at mirrored copies, along the axes that the model's task allows (left and right labels are exchanged back)."""
+    precision: Literal["float32", "auto"] = "float32"
+    """``auto`` computes in bfloat16 on a GPU and in float32 on a CPU."""
+    window_batch: int = Field(default=2, ge=1)
+    """Windows at a time; it changes memory and speed, not the result."""
+    samples: int = Field(default=0, ge=0)
+    """Draws from the posterior of a variational split; 0 takes its mean."""
+    seed: int = 0
+    """Names the draws, together with the case."""
+    probabilities: bool = False
+    """Keep the foreground probability of every voxel."""
+    uncertainty: bool = False
+    """Keep the entropy of every voxel and, where there are several passes (members, samples, mirrored), what they disagree on."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"overlap": 0.25, "mirror": False, "precision": "auto", "window_batch": 4},
+    "balanced": {"overlap": 0.5, "mirror": False, "precision": "auto", "window_batch": 2},
+    "accurate": {"overlap": 0.625, "mirror": True, "precision": "float32", "window_batch": 2},
+}
+"""The three words; their cost is measured by ``benchmarks/predict.py``."""
+
+
+def preset(name: str, **changes: Any) -> PredictConfig:
+    """The settings of a preset, with what is not None in ``changes`` put in its place.
+
+    Raises:
+        ConfigError: there is no such preset, or a value is impossible.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown --preset {name!r}", expected=", ".join(PRESETS), next_step=suggestion(name, list(PRESETS)))
+    return parse(PredictConfig, PRESETS[name] | {key: value for key, value in changes.items() if value is not None})
