@@ -6,20 +6,21 @@ trivial floor stands beside every row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..core import seeds
 from ..core.errors import InputError
 from ..core.records import Score
 from ..data.cases import Case
 from ..inference import calibration as calibrating
 from ..inference.calibration import Calibration
 from ..metrics import calibration as measures
-from ..metrics._bootstrap import interval
+from ..metrics._bootstrap import bounds, interval
 from ..tasks import _calibration as fitting
 from ..tasks._calibration import Answer, Look
 from .accuracy import Context, classify, regress, segmentation_case, summarise
@@ -201,18 +202,34 @@ def _voxel_scores(
 
     made = []
     for metric in ("ece", "brier", "nll"):
-        for text, statistic in (
-            ("before", lambda k, metric=metric: measured(metric, before, k)),
-            ("after", lambda k, metric=metric: measured(metric, after, k)),
-            ("after - before", lambda k, metric=metric: measured(metric, after, k) - measured(metric, before, k)),
-        ):
 
-            def over(k: np.ndarray, statistic: Any = statistic) -> float:
-                return statistic(np.concatenate([place[names[n]] for n in k]))
+        def both(k: np.ndarray, metric: str = metric) -> tuple[float, float]:
+            rows = np.concatenate([place[names[n]] for n in k])
+            return measured(metric, before, rows), measured(metric, after, rows)
 
-            low, high = interval(names, over, resamples=min(context.resamples, 500), seed=context.seed)
-            row = context.row("all", "all", metric, f"voxels, {text} temperature", over(np.arange(len(names))), n=len(names))
-            made.append(replace(row, low=low, high=high))
+        made += _compared(context, metric, "voxels, ", names, both, min(context.resamples, 500))
+    return made
+
+
+def _compared(
+    context: Context, metric: str, prefix: str, subjects: Sequence[str], both: Callable[[np.ndarray], tuple[float, float]], resamples: int
+) -> list[Score]:  # fmt: skip
+    """A metric before and after the temperature and their difference; one set of draws serves all three, so they are paired."""
+    names = np.array(subjects)
+    rows = [np.flatnonzero(names == name) for name in np.unique(names)]
+    draw = seeds.generator(context.seed, "bootstrap")
+    before, after = both(np.arange(len(names)))
+    values = [("before", before), ("after", after), ("after - before", after - before)]
+    drawn = np.full((resamples, 2), np.nan)
+    if len(rows) >= 3:
+        for n in range(resamples):
+            drawn[n] = both(np.concatenate([rows[k] for k in draw.integers(0, len(rows), len(rows))]))
+    made = []
+    for (text, value), column in zip(values, (drawn[:, 0], drawn[:, 1], drawn[:, 1] - drawn[:, 0]), strict=True):
+        low, high = bounds(column)
+        made.append(
+            replace(context.row("all", "all", metric, f"{prefix}{text} temperature", value, n=len(names)), low=low, high=high)
+        )
     return made
 
 
@@ -224,14 +241,11 @@ def before_and_after(
     for metric, function in (
         ("ece", measures.ece), ("ece_equal_mass", measures.ece_equal_mass), ("brier", measures.brier), ("nll", measures.nll),
     ):  # fmt: skip
-        for text, statistic in (
-            ("before", lambda k, f=function: f(truth[k], before[k])),
-            ("after", lambda k, f=function: f(truth[k], after[k])),
-            ("after - before", lambda k, f=function: f(truth[k], after[k]) - f(truth[k], before[k])),
-        ):
-            low, high = interval(subjects, statistic, resamples=context.resamples, seed=context.seed)
-            row = context.row("all", "all", metric, f"{text} temperature", statistic(np.arange(len(truth))), n=len(truth))
-            made.append(replace(row, low=low, high=high))
+
+        def both(k: np.ndarray, f: Any = function) -> tuple[float, float]:
+            return f(truth[k], before[k]), f(truth[k], after[k])
+
+        made += _compared(context, metric, "", subjects, both, context.resamples)
     return made
 
 
