@@ -52,7 +52,8 @@ def test_numbers_are_stratified_by_bins_of_equal_count() -> None:
     made = splits.strata({f"s{n}": float(n) for n in range(20)} | {"none": None, "text": "n/a"})
     assert Counter(made.values()) == {f"bin {n} of 5": 4 for n in range(1, 6)}
     assert made["s0"] == made["s3"] == "bin 1 of 5"
-    assert splits.strata({"a": 0, "b": 1, "c": 1}) == {"a": "0", "b": "1", "c": "1"}
+    assert splits.strata({"a": 0, "b": 1, "c": 1, "d": 0}) == {"a": "0", "b": "1", "c": "1", "d": "0"}
+    assert set(splits.strata({f"s{n}": n + 0.5 for n in range(8)}).values()) == {"bin 1 of 2", "bin 2 of 2"}
 
 
 def test_leave_one_site_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 BINS = 5
 """A number is stratified by at most this many bins of equal count."""
 NUMBER_OF_VALUES = 10
-"""A column of numbers with more different values than this is a number, not a class."""
+"""A column of numbers with more different values than this, or than half of its subjects, is binned; others are taken value by value."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ def strata(values: Mapping[str, Any], *, bins: int = BINS) -> dict[str, str]:
 
     Args:
         values: subject -> class name or number; None, empty and not finite ones are left out.
-        bins: of numbers, fewer where there are fewer than two subjects a bin.
+        bins: of numbers, fewer where there are fewer than four subjects a bin.
     """
     known = {s: v for s, v in values.items() if v is not None and str(v).strip().lower() not in {"", "n/a", "nan"}}
     numbers = {s: float(v) for s, v in known.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    if len(numbers) == len(known) and len(set(numbers.values())) > NUMBER_OF_VALUES:
+    if len(numbers) == len(known) and len(set(numbers.values())) > min(NUMBER_OF_VALUES, len(numbers) / 2):
         order = sorted(numbers, key=lambda subject: (numbers[subject], subject))
-        n = max(1, min(bins, len(order) // 2))
+        n = max(1, min(bins, len(order) // 4))
         return {subject: f"bin {place * n // len(order) + 1} of {n}" for place, subject in enumerate(order)}
     return {subject: str(value) for subject, value in known.items()}
 

@@ -23,11 +23,17 @@ class EvaluateSummary:
         out: the table.
         headlines: the rows that people look at first.
         failed: cases without a prediction; they count as the worst.
+        subsets: the table over subsets of contrasts, or None where there are none.
+        subset_headlines: its rows.
+        abstained: cases that the model left to a person; they are not scored.
     """
 
     out: Path
     headlines: tuple[Score, ...]
     failed: int
+    subsets: Path | None = None
+    subset_headlines: tuple[Score, ...] = ()
+    abstained: int = 0
 
     def __str__(self) -> str:
         lines = []
@@ -35,8 +41,16 @@ class EvaluateSummary:
             value = "not defined" if row.value is None else f"{row.value:.3f}"
             between = "" if row.low is None else f" [{row.low:.3f}, {row.high:.3f}]"
             lines.append(f"{row.model:<12} {row.metric} {row.region}: {value}{between}, n = {row.n}")
+        for row in self.subset_headlines:
+            value = "not defined" if row.value is None else f"{row.value:.3f}"
+            between = "" if row.low is None else f" [{row.low:.3f}, {row.high:.3f}]"
+            lines.append(f"  {row.condition:<24} {row.metric} {row.region}: {value}{between}, n = {row.n}")
         if self.failed:
             lines.append(f"{self.failed} failed cases counted as the worst")
+        if self.abstained:
+            lines.append(f"{self.abstained} cases were left to a person and are not scored")
+        if self.subsets is not None:
+            lines.append(f"over subsets of contrasts: {self.subsets}")
         return "\n".join([*lines, str(self.out)])
 
 
@@ -67,6 +81,7 @@ def evaluate(
     Raises:
         InputError: nothing can be compared.
     """
+    from ..assessments._tables import write_scores
     from ..assessments.accuracy import Context
     from ..core import artifacts
     from ..core.errors import ConfigError, InputError
@@ -76,25 +91,79 @@ def evaluate(
     if not predictions.is_dir():
         raise InputError("there is no predictions folder", file=predictions)
     model = name or predictions.name
+    subset_scores: list[Score] = []
+    abstained = 0
     if (predictions / "predictions.json").is_file():
         info = artifacts.read_json(predictions / "predictions.json")
         context = Context(model, info["task"], info["target"], rule=rule, tolerance_mm=tolerance_mm, seed=seed)
-        scores, failed, references = _from_table(context, predictions, reference, info)
+        scores, failed, references, abstained = _from_table(context, predictions, reference, info)
+        subset_scores = _subsets(context, predictions, reference)
     else:
         context = Context(model, "segmentation", "mask", rule=rule, tolerance_mm=tolerance_mm, seed=seed)
         scores, failed = _from_folders(context, predictions, reference)
         references = {}
     facts = {"rule": rule, "tolerance_mm": tolerance_mm, "predictions": str(predictions), "references": references}
-    _write(scores, out, facts)
+    write_scores([*scores, *subset_scores], out, facts)
     headlines = tuple(row for row in scores if row.case == "all" and row.metric in HEADLINES and "," not in row.region)
-    return EvaluateSummary(out, headlines, failed)
+    if not subset_scores:
+        return EvaluateSummary(out, headlines, failed, abstained=abstained)
+    table = out.with_suffix(".subsets.tsv")
+    told = tuple(row for row in subset_scores if row.case == "all" and row.metric in HEADLINES and "," not in row.region)
+    _write_subsets(table, told)
+    first = next(metric for metric in HEADLINES if any(row.metric == metric for row in told))
+    short = tuple(row for row in told if row.metric == first and not row.model.startswith("floor"))
+    return EvaluateSummary(out, headlines, failed, table, short, abstained)
+
+
+def _subsets(context: Any, predictions: Path, reference: Path) -> list[Score]:
+    """Scores of every folder under ``subsets/``; the condition of their rows names the contrasts, fewest first."""
+    from dataclasses import replace
+
+    from ..core import artifacts
+    from ..core.errors import ArtifactError, InputError
+
+    folders = [path.parent for path in (predictions / "subsets").glob("*/predictions.json")]
+    made: list[Score] = []
+    for folder in sorted(folders, key=lambda path: (path.name.count("+"), path.name)):
+        info = artifacts.read_json(folder / "predictions.json")
+        if (info["task"], info["target"]) != (context.task, context.target):
+            raise ArtifactError(
+                "a subset's predictions are of another task", file=folder, expected=f"{context.task} of {context.target}",
+                got=f"{info['task']} of {info['target']}", next_step="predict again with --subsets into a new folder",
+            )  # fmt: skip
+        try:
+            scores, failed, _, _ = _from_table(replace(context, condition=folder.name), folder, reference, info)
+        except InputError as error:
+            logger.warning("subset %s is not scored: %s", folder.name, error.reason)
+            continue
+        if failed:
+            logger.warning("subset %s: %d failed cases counted as the worst", folder.name, failed)
+        made += scores
+    return made
+
+
+def _write_subsets(path: Path, rows: tuple[Score, ...]) -> None:
+    """One line for each subset of contrasts, metric and region."""
+    import csv
+    import io
+
+    from ..core import artifacts
+
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(["contrasts", "n_contrasts", "model", "metric", "region", "value", "low", "high", "n"])
+    for row in rows:
+        numbers = ["n/a" if value is None else f"{value:.6g}" for value in (row.value, row.low, row.high)]
+        writer.writerow([row.condition, row.condition.count("+") + 1, row.model, row.metric, row.region, *numbers, row.n])
+    artifacts.write_text(path, text.getvalue())
 
 
 def _from_table(
     context: Any, predictions: Path, reference: Path, info: dict[str, Any]
-) -> tuple[list[Score], int, dict[str, str]]:
-    """Scores of a predictions folder against an index, failed cases, and the reference mask of each case."""
+) -> tuple[list[Score], int, dict[str, str], int]:
+    """Scores of a predictions folder against an index, failed cases, the reference mask of each case, and who was left to a person."""
     import csv
+    from dataclasses import replace
 
     from ..core.errors import InputError
     from ..core.records import BAD
@@ -111,17 +180,81 @@ def _from_table(
         raise InputError(
             "no predicted case is in the reference", file=reference, got=", ".join(str(row["case"]) for row in rows[:3])
         )
+    answered = [row for row in known if row["status"] != "abstained"]
+    abstained = len(known) - len(answered)
+    share: list[Score] = []
+    if abstained:
+        share = [replace(context.row("all", "all", "answered", "all", len(answered) / len(known)), n=len(known))]
+        known = answered
+        if not known:
+            raise InputError("the model abstained from every case", file=predictions, next_step="predict without --abstain")
     if context.task == "segmentation":
-        return _segmentation(context, predictions, known, sessions, info)
+        scores, failed, references = _segmentation(context, predictions, known, sessions, info)
+        return scores + share, failed, references, abstained
     usable = [row for row in known if _truth(sessions[str(row["case"])], context.target) is not None]
     if not usable:
         raise InputError(f"no predicted case has a value in column {context.target!r}", file=reference)
     if len(usable) < len(known):
         logger.warning("%d predicted cases have no value in %s and are not scored", len(known) - len(usable), context.target)
     failed = sum(row["status"] != "ok" for row in usable)
-    scorer = _classification if context.task == "classification" else _regression
     truth = [_truth(sessions[str(row["case"])], context.target) for row in usable]
-    return scorer(context, usable, truth, info), failed, {}
+    groups = [_groups(sessions[str(row["case"])]) for row in usable]
+    if context.task == "classification":
+        made = _classification(context, usable, truth, info) + _calibrated(context, usable, truth, info)
+    else:
+        made = _regression(context, usable, truth, info) + _intervals(context, usable, truth, groups, info)
+    return made + share, failed, {}, abstained
+
+
+def _groups(scans: list[Any]) -> dict[str, str]:
+    """Sex and age group of a case, as far as known."""
+    from ..tasks._calibration import group_of
+
+    return group_of({"sex": _truth(scans, "sex"), "age": _truth(scans, "age")})
+
+
+def _calibrated(context: Any, rows: list[dict[str, Any]], truth: list[Any], info: dict[str, Any]) -> list[Score]:
+    """Calibration of the positive class's probability, and what it was before the model's temperature where it has one."""
+    import numpy as np
+
+    from ..assessments.fewshot import before_and_after
+    from ..inference.calibration import Calibration, temper
+
+    classes, positive = list(info["classes"]), info["positive"]
+    answered = [k for k, row in enumerate(rows) if row["status"] == "ok"]
+    if not answered or any(rows[k].get(f"p_{name}") is None for k in answered for name in classes):
+        return []
+    after = np.array([[float(rows[k][f"p_{name}"]) for name in classes] for k in answered])
+    calibration = Calibration.from_json(info.get("calibration"))
+    # tempering is undone by its reciprocal, up to the digits of the table
+    before = after if calibration is None else temper(after, 1 / calibration.temperature)
+    column = classes.index(positive)
+    yes = np.array([str(truth[k]) == positive for k in answered])
+    made = before_and_after(context, [rows[k]["subject"] for k in answered], yes, before[:, column], after[:, column])
+    return [row for row in made if calibration is not None or row.region == "after temperature"]
+
+
+def _intervals(
+    context: Any, rows: list[dict[str, Any]], truth: list[Any], groups: list[dict[str, str]], info: dict[str, Any]
+) -> list[Score]:
+    """Coverage and width of the predicted intervals, over all and by sex and age group; nothing where there are none."""
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from ..assessments.fewshot import interval_scores
+    from ..inference.calibration import Calibration
+
+    low, high = (
+        np.array([float(row[name]) if row.get(name) is not None else np.nan for row in rows])
+        for name in ("value_low", "value_high")
+    )
+    if not np.isfinite(low).any():
+        return []
+    calibration = Calibration.from_json(info.get("calibration"))
+    level = 0.9 if calibration is None else calibration.level
+    found = [SimpleNamespace(subject=row["subject"], groups=group) for row, group in zip(rows, groups, strict=True)]
+    return interval_scores(context, found, np.array([float(value) for value in truth]), low, high, level)
 
 
 def _truth(scans: list[Any], target: str) -> Any:
@@ -277,22 +410,3 @@ def _from_folders(context: Any, predictions: Path, reference: Path) -> tuple[lis
         name = file.as_posix()
         made.append(context.row(name, matching.subject(file), "not_scored", "all", float("nan"), f"no reference: {reason}", n=0))
     return made + over, failed
-
-
-def _write(scores: list[Score], out: Path, facts: dict[str, Any]) -> None:
-    """The scores as Parquet, atomically, with how they were made in the metadata."""
-    import json
-    from dataclasses import asdict
-
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from .. import __version__
-    from ..core import artifacts
-
-    table = pa.Table.from_pandas(pd.DataFrame([asdict(row) for row in scores]), preserve_index=False)
-    note = {"artifact": "scores", "version": 1, "neuroprior": __version__, **facts}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"neuroprior": json.dumps(note).encode()})
-    with artifacts.atomic(out) as temporary:
-        pq.write_table(table, temporary)

@@ -25,6 +25,7 @@ from ..inference import calibration as calibrating
 from ..inference import model as models
 from ..inference import windows
 from ..inference.calibration import Calibration
+from ..inference.predictor import _covariates
 from ..metrics import calibration as measures
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class Answer:
         probabilities: of the classes, before any temperature; empty for other tasks.
         value: predicted number in the target's unit, or None.
         volumes_ml: label value as text -> (predicted, true) millilitres.
-        confidence: of the answer, in [0, 1]: the mean probability of the chosen classes inside the mask (segmentation); None for others,
-            where it follows from ``probabilities``.
+        confidence: of a segmentation, in [0, 1]: the mean probability of the winning class over the mask, or the smallest background
+            probability anywhere where the mask is empty, as a prediction gives it; before any temperature. None for others.
         groups: what is known of the person, for intervals by group and for scores by group.
         rows: what a caller wanted kept.
         voxels: (m, classes) float32 probabilities of sampled voxels, or None.
@@ -142,7 +143,10 @@ def answers(
         if task["name"] == "segmentation":
             made.append(_segmentation(model, store, case, names, images, tensor, voxels, seed, look, common))
             continue
-        raw = windows.pool(model, tensor, names, window=task["window"]).cpu()
+        raw = windows.pool_passes(
+            model, tensor, names, window=task["window"], passes=windows.Passes(),
+            covariates=_covariates(model, session.columns, str(device)),
+        )[0].cpu()  # fmt: skip
         if task["name"] == "classification":
             probabilities = tuple(float(p) for p in raw[: len(task["classes"])].softmax(0))
             made.append(Answer(truth=float(case.target), probabilities=probabilities, **common))
@@ -170,14 +174,13 @@ def _segmentation(
         for k, value in enumerate(values, start=1)
     }
     inside = guess > 0
-    foreground = 1 - probability[0]
     places, weights = sample_voxels(images, truth, voxels, seed, "calibration voxels", case.session.key)
     rows: list[dict[str, Any]] = []
     if look is not None:
         lookup = np.array([0, *values], dtype=np.int64)
         rows = look(case, lookup[guess], lookup[truth], spacing)
     return Answer(
-        volumes_ml=volumes, confidence=float(foreground[inside].mean()) if inside.any() else float(probability[0].mean()),
+        volumes_ml=volumes, confidence=float(probability.max(0)[inside].mean()) if inside.any() else float(probability[0].min()),
         rows=tuple(rows), voxels=probability.reshape(len(probability), -1)[:, places].T.astype(np.float32).copy(),
         voxel_truth=truth.reshape(-1)[places].astype(np.int32), voxel_weights=weights, **common,
     )  # fmt: skip
@@ -232,9 +235,19 @@ def fit(
         for value in given[0].volumes_ml
     }
     reached = min(width.level for width in widths.values())
-    threshold = calibrating.abstain_threshold([a.confidence or 0.0 for a in given], coverage=coverage)
+    threshold = calibrating.abstain_threshold([mask_confidence(a, temperature) for a in given], coverage=coverage)
     quantiles = {"volume_ml": {value: width.value for value, width in widths.items()}}
     return Calibration(n, temperature, reached, quantiles, threshold, level, {}, facts)
+
+
+def mask_confidence(answer: Answer, temperature: float) -> float:
+    """A segmentation's confidence as a prediction gives it after the temperature, estimated from the sampled voxels of its mask."""
+    assert answer.voxels is not None and answer.voxel_weights is not None and answer.confidence is not None
+    found = answer.voxels.argmax(1) > 0
+    if found.any():
+        sure = calibrating.temper(answer.voxels[found].astype(float), temperature).max(1)
+        return float(np.average(sure, weights=answer.voxel_weights[found]))
+    return float(calibrating.temper(np.array([answer.confidence, 1 - answer.confidence]), temperature)[0])
 
 
 def probability_table(given: Sequence[Answer]) -> np.ndarray:

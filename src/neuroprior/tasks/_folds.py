@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,16 @@ def targets(
     return found
 
 
+def label_values(store: Store, target: str, subjects: Sequence[str]) -> list[int]:
+    """Every value above 0 that a label has among some subjects, sorted: the regions that all runs are scored on."""
+    wanted = set(subjects)
+    values: set[int] = set()
+    for session in store.sessions:
+        if session.subject in wanted and target in session.labels:
+            values |= {int(v) for v in np.unique(store.read_label(session.key, target))} - {0}
+    return sorted(values)
+
+
 def test_cases(store: Store, info: Mapping[str, Any], subjects: Sequence[str]) -> list[Case]:
     """The cases of some subjects as a model sees them; a class that it never met cannot be told and is left out, which is said."""
     task, known = info["task"], info["contrasts"]
@@ -143,9 +153,19 @@ def make(
     assignments: Sequence[str],
     contrasts: str | None,
     recipe: str,
-    look: Look | None = None,
+    look: Callable[[Mapping[str, Any]], Look] | None = None,
 ) -> list[Answer] | None:
     """Fine-tune a run and ask it about its test subjects; a finished run is read.
+
+    Args:
+        store: of all cases.
+        run: what is to be made.
+        task, target: what is predicted.
+        out: the run's folder lies in it.
+        assignments: settings of fine-tuning.
+        contrasts: comma-separated; all by default.
+        recipe: pretraining recipe whose net is built from scratch.
+        look: gives, for a model's description of its task, what is called with every segmentation.
 
     Returns:
         Its answers; None where the run was stopped by a signal.
@@ -171,7 +191,10 @@ def make(
         return None
     model = models.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
     # the places of voxels are drawn alike for every run, so that their probabilities can be averaged over seeds
-    found = answers(model, store, test_cases(store, model.info, run.fold.part("test")), seed=0, look=look)
+    found = answers(
+        model, store, test_cases(store, model.info, run.fold.part("test")), seed=0,
+        look=None if look is None else look(model.info["task"]),
+    )  # fmt: skip
     _write(folder, found, mark)
     return found
 
@@ -279,6 +302,11 @@ class SelectionGap:
     last: float
     runs: int
     each: tuple[float, ...]
+
+
+def watched(task: str) -> str:
+    """The validation score that says which step is best."""
+    return {"segmentation": "dice", "classification": "loss", "regression": "mae"}[task]
 
 
 def selection_gap(folders: Sequence[Path], metric: str) -> SelectionGap | None:
