@@ -98,11 +98,12 @@ def test_evaluate_scores_the_masks_of_any_tool(tmp_path: Path) -> None:
     done = evaluate(predictions, reference, tmp_path / "scores.parquet")
     table = pd.read_parquet(tmp_path / "scores.parquet")
     assert done.failed == 1
-    dice = table[(table["metric"] == "dice") & (table["case"] != "all")].set_index("subject")["value"]
+    rows = table[(table["metric"] == "dice") & (table["case"] != "all")]
+    dice = {str(who): float(value) for who, value in zip(rows["subject"], rows["value"], strict=True)}
     assert dice["sub-00"] == 1
     assert dice["sub-01"] == pytest.approx(5 / 6)
     assert dice["sub-03"] == 0
-    notes = table[(table["metric"] == "dice")].set_index("subject")["note"]
+    notes = {str(who): str(note) for who, note in zip(rows["subject"], rows["note"], strict=True)}
     assert notes["sub-03"].startswith("failed: there is no prediction (no file of that name or subject)")
     strange = table[table["metric"] == "not_scored"]
     assert list(strange["case"]) == ["sub-99_seg.nii.gz"]
