@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from neuroprior.assessments.matching import Matching, core, entities, match, subject
+from neuroprior.assessments.significance import read_scores
 from neuroprior.core.errors import InputError
 
 
@@ -108,6 +109,11 @@ def test_evaluate_scores_the_masks_of_any_tool(tmp_path: Path) -> None:
     strange = table[table["metric"] == "not_scored"]
     assert list(strange["case"]) == ["sub-99_seg.nii.gz"]
     assert "no reference" in strange["note"].iloc[0]
+    again = read_scores(tmp_path / "scores.parquet")
+    assert len(again) == len(table)
+    assert next(row.value for row in again if row.metric == "not_scored") is None
+    with pytest.raises(InputError, match="cannot be read"):
+        read_scores(reference / "sub-00_label-lesion_mask.nii.gz")
     mean = table[(table["metric"] == "dice") & (table["case"] == "all")].iloc[0]
     assert (mean["n"], mean["value"]) == (4, pytest.approx((1 + 5 / 6 + 4 / 6) / 4))
 
