@@ -29,7 +29,7 @@ from scipy import ndimage
 
 from neuroprior.core.seeds import generator
 from neuroprior.metrics import _inputs, auroc, dice, surface
-from neuroprior.metrics._bootstrap import hierarchical, interval, mean_interval
+from neuroprior.metrics._bootstrap import Method, hierarchical, interval, mean_interval
 
 SHAPE, SPACING = (182, 218, 182), (1.0, 1.0, 1.0)
 MIX = ("lesions",) * 7 + ("structure",) * 2 + ("brain",)
@@ -159,9 +159,11 @@ def speed(pairs: int, timed: int, processes: int) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def coverage(draws: int, resamples: int = 1000) -> None:
-    """Print the share of 95 % intervals that hold the truth."""
-    methods = ("percentile", "expanded", "bca", "studentised")
+METHODS: tuple[Method, ...] = ("percentile", "expanded", "bca", "studentised")
+
+
+def coverage_of_means(draws: int, resamples: int = 1000) -> None:
+    """Print the share of 95 % intervals of a mean that hold the truth."""
     kinds: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
         "normal": (lambda g, n: g.normal(0, 1, n), 0.0),
         "DSC (beta 8, 2)": (lambda g, n: g.beta(8, 2, n), 0.8),
@@ -170,29 +172,38 @@ def coverage(draws: int, resamples: int = 1000) -> None:
         "DSC, one case in ten missed": (lambda g, n: g.beta(8, 2, n) * (g.random(n) > 0.1), 0.72),
     }
     print(f"{draws} draws of each, {resamples} resamples")
-    print("values | n | " + " | ".join(methods))
+    print("values | n | " + " | ".join(METHODS))
     for name, (make, truth) in kinds.items():
         for n in (10, 20, 50):
             names = [f"{k:03}" for k in range(n)]
-            hits = dict.fromkeys(methods, 0)
+            hits = dict.fromkeys(METHODS, 0)
             for trial in range(draws):
                 values = make(generator("coverage", name, n, trial), n)
-                for method in methods:
+                for method in METHODS:
                     low, high = mean_interval(names, values, resamples=resamples, seed=trial, method=method)
                     hits[method] += low is not None and high is not None and low <= truth <= high
-            print(f"{name} | {n} | " + " | ".join(f"{hits[method] / draws:.3f}" for method in methods))
+            print(f"{name} | {n} | " + " | ".join(f"{hits[method] / draws:.3f}" for method in METHODS))
+
+
+def coverage_of_auroc(draws: int, resamples: int = 300) -> None:
+    """The same of an AUROC."""
+    print("\nAUROC | n | " + " | ".join(METHODS[:3]))
     area = 0.760250  # of normals one standard deviation apart: Phi(1 / sqrt 2)
     for n in (20, 50):
-        names, hit = [f"{k:03}" for k in range(n)], dict.fromkeys(methods[:3], 0)
+        names, hit = [f"{k:03}" for k in range(n)], dict.fromkeys(METHODS[:3], 0)
         truth = np.arange(n) < n // 2
         for trial in range(draws):
             score = truth + generator("coverage", "auroc", n, trial).normal(0, 1, n)
             for method in hit:
                 low, high = interval(
-                    names, lambda k, t=truth, s=score: auroc.auroc(t[k], s[k]), resamples=300, seed=trial, method=method
+                    names, lambda k, t=truth, s=score: auroc.auroc(t[k], s[k]), resamples=resamples, seed=trial, method=method
                 )
                 hit[method] += low is not None and high is not None and low <= area <= high
-        print(f"AUROC 0.76 | {n} | " + " | ".join(f"{value / draws:.3f}" for value in hit.values()) + " | -")
+        print(f"AUROC 0.76 | {n} | " + " | ".join(f"{value / draws:.3f}" for value in hit.values()))
+
+
+def coverage_over_seeds(draws: int, resamples: int = 1000) -> None:
+    """The same of a mean over seeds and subjects."""
     print("\nseeds | subjects | both levels | subjects only (mean over seeds, expanded)")
     for s, n in ((3, 20), (5, 20), (10, 20), (5, 50)):
         both = one = 0
@@ -217,6 +228,8 @@ if __name__ == "__main__":
     parser.add_argument("--draws", type=int, default=500)
     chosen = parser.parse_args()
     if chosen.coverage:
-        coverage(chosen.draws)
+        coverage_of_means(chosen.draws)
+        coverage_of_auroc(chosen.draws)
+        coverage_over_seeds(chosen.draws)
     else:
         speed(chosen.pairs, chosen.timed, chosen.processes)
