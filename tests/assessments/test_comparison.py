@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from neuroprior.assessments.accuracy import Context, classify, regress
-from neuroprior.assessments.comparison import measures, rank, ranks
+from neuroprior.assessments.comparison import measures, over_seeds, rank, ranks
 from neuroprior.assessments.significance import compare, measure, table
 from neuroprior.core.errors import InputError
 from neuroprior.core.records import Score
@@ -233,3 +233,25 @@ def test_what_cannot_be_compared() -> None:
     map_ = compare(measure(two, "dice"), resamples=20)
     assert map_.pairs[0].low is None
     assert "at least 3 subjects" in map_.sentence
+
+
+def test_seeds_are_a_second_level() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 0.05, 20)
+
+    def runs(level: float, spread: float, count: int) -> list[list[Score]]:
+        return [dice_rows("m", level + offset + hard) for offset in rng.normal(0, spread, count)]
+
+    still, moving = runs(0.6, 1e-6, 6), runs(0.6, 0.05, 6)
+    one, other = over_seeds(still, "dice", resamples=400), over_seeds(moving, "dice", resamples=400)
+    assert one.low is not None and one.high is not None and other.low is not None and other.high is not None
+    assert other.high - other.low > 1.2 * (one.high - one.low)
+    assert (other.by_seed.size, other.subjects, other.note) == (6, 20, "")
+    assert other.value == pytest.approx(other.by_seed.mean())
+    # subjects are shared, so they cancel from a difference; seeds do not
+    sure = over_seeds(runs(0.7, 0.002, 5), "dice", against=still, resamples=400)
+    doubt = over_seeds(runs(0.7, 0.05, 5), "dice", against=moving, resamples=400)
+    assert sure.high is not None and doubt.low is not None and doubt.high is not None
+    assert doubt.high - doubt.low > 5 * (sure.high - sure.low)
+    assert over_seeds(still[:1], "dice", against=moving[:1], resamples=20).low is None
+    assert "3 seeds say little" in over_seeds(still[:3], "dice", resamples=20).note

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from neuroprior.assessments.matching import Matching, core, entities, match, subject
+from neuroprior.assessments.significance import read_scores
 from neuroprior.core.errors import InputError
 
 
@@ -98,15 +99,21 @@ def test_evaluate_scores_the_masks_of_any_tool(tmp_path: Path) -> None:
     done = evaluate(predictions, reference, tmp_path / "scores.parquet")
     table = pd.read_parquet(tmp_path / "scores.parquet")
     assert done.failed == 1
-    dice = table[(table["metric"] == "dice") & (table["case"] != "all")].set_index("subject")["value"]
+    rows = table[(table["metric"] == "dice") & (table["case"] != "all")]
+    dice = {str(who): float(value) for who, value in zip(rows["subject"], rows["value"], strict=True)}
     assert dice["sub-00"] == 1
     assert dice["sub-01"] == pytest.approx(5 / 6)
     assert dice["sub-03"] == 0
-    notes = table[(table["metric"] == "dice")].set_index("subject")["note"]
+    notes = {str(who): str(note) for who, note in zip(rows["subject"], rows["note"], strict=True)}
     assert notes["sub-03"].startswith("failed: there is no prediction (no file of that name or subject)")
     strange = table[table["metric"] == "not_scored"]
     assert list(strange["case"]) == ["sub-99_seg.nii.gz"]
     assert "no reference" in strange["note"].iloc[0]
+    again = read_scores(tmp_path / "scores.parquet")
+    assert len(again) == len(table)
+    assert next(row.value for row in again if row.metric == "not_scored") is None
+    with pytest.raises(InputError, match="cannot be read"):
+        read_scores(reference / "sub-00_label-lesion_mask.nii.gz")
     mean = table[(table["metric"] == "dice") & (table["case"] == "all")].iloc[0]
     assert (mean["n"], mean["value"]) == (4, pytest.approx((1 + 5 / 6 + 4 / 6) / 4))
 

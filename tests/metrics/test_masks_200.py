@@ -40,7 +40,7 @@ def by_definition(p: np.ndarray, r: np.ndarray, spacing: tuple[float, float, flo
     """All distances between surface voxels, by brute force."""
 
     def surface_points(mask: np.ndarray) -> np.ndarray:
-        return np.argwhere(mask & ~ndimage.binary_erosion(mask)) * np.array(spacing)
+        return np.argwhere(mask & np.logical_not(ndimage.binary_erosion(mask))) * np.array(spacing)
 
     all_of_them = cdist(surface_points(p), surface_points(r))
     return all_of_them.min(1), all_of_them.min(0)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from neuroprior.metrics import dice, lesions, surface, volume
+from neuroprior.metrics import auroc, brier, classification, dice, ece, lesions, selective, surface, volume
 
 SPACINGS = st.tuples(*[st.sampled_from([0.4, 0.8, 1.0, 1.2, 3.0])] * 3)
 SHAPES = st.tuples(*[st.integers(2, 7)] * 3)
@@ -101,3 +101,46 @@ def test_ranges_and_order(pair: tuple[np.ndarray, np.ndarray], spacing: tuple[fl
     assert h95 <= h + 1e-9 <= np.linalg.norm(np.array(p.shape) * spacing) + 2e-9
     if (p == r).all():
         assert [d, j, n, h95, h, a] == [1, 1, 1, 0, 0, 0]
+
+
+@few
+@given(st.lists(st.tuples(st.booleans(), st.integers(-50, 50)), min_size=1, max_size=40))
+def test_ranking_knows_only_the_order(cases: list[tuple[bool, int]]) -> None:
+    truth, score = np.array([t for t, _ in cases]), np.array([float(s) for _, s in cases])
+    got = auroc.auroc(truth, score)
+    assert auroc.auroc(truth, np.arctan(score)) == pytest.approx(got, nan_ok=True)
+    assert auroc.auroc(~truth, -score) == pytest.approx(got, nan_ok=True)
+    assert auroc.auroc(truth, -score) == pytest.approx(1 - got, nan_ok=True)
+    assert np.isnan(got) == (truth.all() or not truth.any())
+    if truth.any():
+        assert truth.mean() / truth.size <= auroc.auprc(truth, score) <= 1
+
+
+@few
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_matthews_is_symmetric_and_names_do_not_matter(cases: list[tuple[int, int]]) -> None:
+    truth, guess = np.array([t for t, _ in cases]), np.array([g for _, g in cases])
+    got = classification.mcc(truth, guess)
+    other = classification.mcc(guess, truth)
+    assert got == pytest.approx(other) or np.isnan(got) or np.isnan(other)
+    names = np.array(["d", "a", "c", "b"])
+    assert classification.mcc(names[truth], names[guess]) == pytest.approx(got, nan_ok=True)
+    assert classification.macro_f1(truth, guess) == pytest.approx(classification.macro_f1(guess, truth))
+
+
+@few
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=60), st.integers(1, 15))
+def test_calibration_stays_in_range_and_knows_no_order(cases: list[tuple[bool, float]], bins: int) -> None:
+    truth, p = np.array([t for t, _ in cases]), np.array([q for _, q in cases])
+    back = slice(None, None, -1)
+    for scheme in ("width", "mass"):
+        got = ece.ece(truth, p, bins, scheme)
+        assert 0 <= got <= ece.mce(truth, p, bins, scheme) + 1e-12 <= 1 + 2e-12
+        assert 0 <= ece.debiased(truth, p, bins, scheme) <= got + 1e-12
+        assert ece.ece(truth[back], p[back], bins, scheme) == pytest.approx(got)
+    parts = brier.decompose(truth, p, bins)
+    assert parts.brier == pytest.approx(((p - truth) ** 2).mean())
+    assert min(parts.reliability, parts.resolution, parts.uncertainty, parts.spread) >= 0
+    loss = (truth != (p > 0.5)).astype(float)
+    assert selective.excess_aurc(loss, np.abs(p - 0.5)) >= -1e-12
+    assert selective.aurc(loss[back], np.abs(p - 0.5)[back]) == pytest.approx(selective.aurc(loss, np.abs(p - 0.5)))

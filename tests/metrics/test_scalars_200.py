@@ -67,14 +67,6 @@ def test_ranking() -> None:
             )
 
 
-def test_one_against_rest() -> None:
-    for seed in DRAWS:
-        t, p = classes_case(seed)
-        present = np.unique(t)
-        theirs = np.mean([sk.roc_auc_score(t == k, p[:, k]) for k in present])
-        assert auroc.auroc_one_vs_rest(t, p) == pytest.approx(theirs, abs=1e-9)
-
-
 def test_decisions() -> None:
     for seed in DRAWS:
         t, p = classes_case(seed)
@@ -245,7 +237,6 @@ def test_one_class_only_is_not_half() -> None:
         assert np.isnan(metric(ones, scores))
         assert np.isnan(metric(ones[:0], scores[:0]))
     assert np.isnan(auroc.auprc(~ones, scores))
-    assert np.isnan(auroc.auroc_one_vs_rest(np.zeros(3, dtype=int), np.full((3, 2), 0.5)))
     assert classification.mcc(np.array([0, 1, 1]), np.ones(3)) == 0
     assert np.isnan(errors.spearman(np.arange(5.0), np.ones(5)))
     assert np.isnan(ece.ece(ones[:0], scores[:0]))
@@ -258,7 +249,7 @@ def test_one_class_only_is_not_half() -> None:
 def test_probabilities_that_are_none_are_refused() -> None:
     truth = np.array([0, 1, 1])
     halves = np.full((3, 2), 0.4)
-    for metric in (ece.class_wise, ece.top_label, nll.multiclass, brier.multiclass, auroc.auroc_one_vs_rest):
+    for metric in (ece.class_wise, ece.top_label, nll.multiclass, brier.multiclass):
         with pytest.raises(InputError, match="do not sum to one"):
             metric(truth, halves)
         with pytest.raises(InputError, match="no column"):

@@ -9,7 +9,7 @@ Kendall's tau between the order of all cases and of each draw, and the share of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import rankdata
@@ -18,7 +18,7 @@ from ..core import seeds
 from ..core.errors import InputError
 from ..core.records import Score
 from ..metrics import paired
-from ..metrics._bootstrap import FEWEST, counts
+from ..metrics._bootstrap import FEWEST, bounds, counts
 from .significance import Measure, measure
 
 BY_TASK: Mapping[str, tuple[str, ...]] = {
@@ -198,6 +198,75 @@ def rank(
         {key: place[order] for key, place in of_all.items()}, {key: value[order] for key, value in values.items()},
         {task: place[order] for task, place in by_task.items()}, ahead[np.ix_(order, order)], tau, subjects, level,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """One model over its training seeds, or its difference from another over theirs.
+
+    Attributes:
+        metric: what was measured.
+        value: mean over seeds of the metric over all subjects (or the difference of two such means).
+        low, high: 95 % interval when seeds and subjects are both drawn again; None with fewer than three subjects or two seeds.
+        by_seed: (s,) the metric of each seed of the first model.
+        subjects: how many.
+        note: what the interval cannot say.
+    """
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    by_seed: np.ndarray
+    subjects: int
+    note: str
+
+
+def over_seeds(
+    runs: Sequence[Sequence[Score]], metric: str, *, against: Sequence[Sequence[Score]] | None = None, region: str | None = None,
+    resamples: int = 2000, seed: int = 0,
+) -> OverSeeds:  # fmt: skip
+    """A metric over training seeds and subjects, both drawn with replacement (``metrics/_bootstrap.py``, ``hierarchical``).
+
+    Args:
+        runs: the scores of each seed, of one task.
+        metric: as in :func:`~neuroprior.assessments.significance.measure`.
+        against: the scores of each seed of another model on the same subjects; its seeds are drawn apart, subjects together.
+        region: of a segmentation.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        InputError: fewer than two sets of scores, or no common case.
+    """
+    sides = [("first", runs), ("second", against or [])]
+    named = [
+        replace(row, model=f"{side} {k}")
+        for side, found in sides
+        for k, one in enumerate(found)
+        for row in one
+        if not row.model.startswith("floor:")
+    ]
+    found = measure(named, metric, region=region)
+    of_side = [np.array([k for k, model in enumerate(found.models) if model.startswith(side)], dtype=int) for side, _ in sides]
+    every = found.of(np.arange(found.values.shape[1]))
+
+    def statistic(values: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+        return float(values[first].mean() - (values[second].mean() if second.size else 0.0))
+
+    groups = found.rows_of_subjects()
+    n = len(groups)
+    few = min(side.size for side in of_side if side.size)
+    low = high = None
+    if n >= FEWEST and few >= 2:
+        draw = seeds.generator(seed, "bootstrap", "seeds")
+        drawn = []
+        for _ in range(resamples):
+            first, second = (draw.choice(side, side.size) if side.size else side for side in of_side)
+            rows = np.concatenate([groups[k] for k in draw.integers(0, n, n)])
+            drawn.append(statistic(found.of(rows), first, second))
+        low, high = bounds(np.array(drawn), 0.95, n)
+    note = f"{few} seeds say little of the spread between seeds; five or more do" if few < 5 else ""
+    return OverSeeds(metric, statistic(every, *of_side), low, high, every[of_side[0]], n, note)
 
 
 def _draws(one: Measure, resamples: int, seed: int) -> np.ndarray:

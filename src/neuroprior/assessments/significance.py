@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
@@ -44,6 +45,28 @@ OF_A_SET = {
 """Metrics of a whole set that follow from the rows of its cases: (n,) truth and (n,) predicted numbers."""
 
 _PROBABILITIES = ("auroc", "auprc", "sensitivity_at_specificity_90", "brier")
+
+
+def read_scores(path: Path) -> list[Score]:
+    """The rows of a table of scores (Parquet, as ``neuroprior evaluate`` writes it).
+
+    Raises:
+        InputError: there is no such table, or it is none of scores.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowInvalid
+
+    names = [item.name for item in fields(Score)]
+    try:
+        rows = pq.read_table(path, columns=names).to_pylist()
+    except (OSError, ArrowInvalid) as error:
+        raise InputError(
+            "this table of scores cannot be read", file=path, expected="scores.parquet of neuroprior evaluate", got=str(error)
+        ) from None
+    if not rows or set(rows[0]) != set(names):
+        raise InputError("this is no table of scores", file=path, expected=", ".join(names))
+    nothing = ("value", "low", "high")  # pandas writes a missing number as NaN
+    return [Score(**{k: None if k in nothing and v is not None and np.isnan(v) else v for k, v in row.items()}) for row in rows]
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,13 @@ def interval(
         return None, None
     rows = [np.flatnonzero(names == name) for name in unique]
     draw = seeds.generator(seed, "bootstrap")
-    values = np.array([statistic(np.concatenate([rows[k] for k in draw.integers(0, n, n)])) for _ in range(resamples)])
+    single = np.concatenate(rows) if len(names) == n else None  # one row a subject needs no joining
+
+    def drawn() -> np.ndarray:
+        picked = draw.integers(0, n, n)
+        return single[picked] if single is not None else np.concatenate([rows[k] for k in picked])
+
+    values = np.array([statistic(drawn()) for _ in range(resamples)])
     if method == "percentile":
         return bounds(values, level)
     if method == "expanded":

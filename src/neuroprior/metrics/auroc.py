@@ -38,18 +38,6 @@ def auprc(truth: np.ndarray, score: np.ndarray) -> float:
     return float((np.diff(found, prepend=0) * found / (last + 1)).sum() / t.sum())
 
 
-def auroc_one_vs_rest(truth: np.ndarray, probability: np.ndarray) -> float:
-    """Mean AUROC of each class against all others, over the classes that occur; NaN with one class only.
-
-    Args:
-        truth: (n,) class numbers.
-        probability: (n, c), rows that sum to one.
-    """
-    t, p = _inputs.simplex(truth, probability)
-    classes = np.unique(t)
-    return float(np.mean([auroc(t == k, p[:, k]) for k in classes])) if classes.size > 1 else float("nan")
-
-
 def _positives(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     t, s = _inputs.pair(truth, score)
     return t.astype(bool), s
