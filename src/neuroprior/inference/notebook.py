@@ -228,4 +228,4 @@ def _image_like(array: np.ndarray, base: _Native) -> Any:
     header = given.header.copy()
     header.set_data_dtype(array.dtype)
     header["scl_slope"], header["scl_inter"], header["cal_min"], header["cal_max"] = np.nan, np.nan, 0, 0
-    return type(given)(array.reshape(given.shape), None, header)
+    return type(given)(array.reshape(given.shape), given.affine, header)

@@ -237,8 +237,10 @@ def _looks_normalised(volume: Volume, contrast: str) -> bool:
     values = volume.voxels[:: max(1, volume.shape[0] // 32)]
     low, high = float(values.min()), float(values.max())
     if low < 0:
-        inside = values[values != values.flat[0]]
-        return bool(inside.size > 1 and abs(float(inside.mean())) < 0.3 and 0.5 < float(inside.std()) < 2 and high < 100)
+        for chosen in (values, values[values != values.flat[0]]):  # with the empty background, and without
+            if chosen.size > 1 and abs(float(chosen.mean())) < 0.3 and 0.5 < float(chosen.std()) < 2 and high < 100:
+                return True
+        return False
     return contrast != "FA" and 0.9 <= high <= 1.0 and bool((values != np.rint(values)).any())
 
 
