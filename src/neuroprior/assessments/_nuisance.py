@@ -318,9 +318,9 @@ def _air(voxels: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...]) -> li
     steps = tuple(slice(None, None, max(1, int(3.0 / mm))) for mm in spacing)
     seen, head_there = voxels[steps], mask[steps]
     sampling = [mm * (part.step or 1) for mm, part in zip(spacing, steps, strict=True)]
-    away = (
-        ndimage.distance_transform_edt(~head_there, sampling=sampling) > 10.0 if head_there.any() else np.ones(seen.shape, bool)
-    )
+    away = np.ones(seen.shape, dtype=bool)
+    if head_there.any():
+        away = np.asarray(ndimage.distance_transform_edt(~head_there, sampling=sampling)) > 10.0
     air = seen[away]
     if air.size < 500:
         return [np.nan] * 8
