@@ -37,7 +37,7 @@ def test_an_honest_set_passes_and_everything_is_on_disk(small: Path, tmp_path: P
     note = json.loads(table.schema.metadata[b"neuroprior"])
     assert note["artifact"] == "audit" and note["version"] == 1 and note["settings"]["targets"] == ["age"]
     frame = table.to_pandas()
-    assert set(frame["target"].dropna()) == {"age"} and len(frame) == 16
+    assert set(frame["target"].dropna()) == {"age"} and len(frame) == 17
     assert {"order", "background", "outline"} <= set(frame["probe"])
     page = out.with_suffix(".md").read_text()
     assert "What predicts age without a brain" in page and "Nobody and nothing was found" in page
