@@ -190,15 +190,15 @@ def test_an_honest_index_is_left_in_peace() -> None:
 
 @pytest.mark.parametrize("kind", ["background", "skull"])
 def test_what_is_planted_in_voxels_is_found(kind: str, tmp_path: Path) -> None:
-    synthesise(tmp_path / "heads", subjects=20, spacing=6.0, contrasts="T1w", shortcut=kind, workers=1, progress=False, seed=1)
+    synthesise(tmp_path / "heads", subjects=24, spacing=5.0, contrasts="T1w", shortcut=kind, workers=1, progress=False, seed=1)
     index([tmp_path / "heads"], tmp_path / "index.parquet", checks="header", workers=1)
     scans = [
         replace(scan, health="healthy" if scan.health == "healthy" else "ill") for scan in read_index(tmp_path / "index.parquet")
     ]
-    found = shortcuts.audit(scans, ["health"], voxels=20, config=FAST)
+    found = shortcuts.audit(scans, ["health"], voxels=24, config=FAST)
     assert kind in verdicts(found)
     assert not verdicts(found) & set(nuisance.FROM_INDEX)
-    assert "20 T1w scans" in next(finding for finding in found if finding.probe == kind).sample
+    assert "24 T1w scans" in next(finding for finding in found if finding.probe == kind).sample
 
 
 def test_comparing_within_datasets_forgets_what_only_tells_datasets_apart() -> None:
@@ -216,6 +216,17 @@ def test_comparing_within_datasets_forgets_what_only_tells_datasets_apart() -> N
         )
     assert {"header", "site"} <= verdicts(shortcuts.audit(scans, ["age"], config=FAST))
     assert not verdicts(shortcuts.audit(scans, ["age"], config=FAST.model_copy(update={"within": "dataset"})))
+
+
+def test_files_that_were_written_at_other_times_are_to_be_checked_not_to_fail() -> None:
+    scans = [replace(scan, mtime_ns=10**18 + k + (scan.health == "ill") * 10**15) for k, scan in enumerate(rows(40, seed=4))]
+    found = shortcuts.audit(scans, ["health"], config=FAST)
+    assert verdicts(found, shortcuts.CHECK) == {"file_time"} and not verdicts(found)
+
+
+def test_a_stratum_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(InputError, match="'site'"):
+        shortcuts.audit(rows(12), ["age"], config=FAST.model_copy(update={"within": "sit"}))
 
 
 def test_of_many_subjects_some_are_drawn_and_the_places_are_kept() -> None:
@@ -267,4 +278,4 @@ def test_an_index_without_geometry_is_judged_by_what_it_has() -> None:
         for scan in rows(20)
     ]
     found = shortcuts.audit(bare, ["health"], config=FAST)
-    assert {"shape", "spacing", "fov", "acquisition"} <= verdicts(found, shortcuts.CONSTANT)
+    assert {"shape", "spacing", "fov", "file_time"} <= verdicts(found, shortcuts.CONSTANT)

@@ -111,7 +111,7 @@ def test_the_cache_reads_only_what_has_changed_and_goes_on(heads: Path, tmp_path
         return real(path)
 
     monkeypatch.setattr(fingerprint, "of_file", counted)
-    monkeypatch.setattr(fingerprint, "PART", 2)
+    monkeypatch.setattr(fingerprint, "PART", 3)
     cache = tmp_path / "x.fingerprints.parquet"
     with pytest.raises(KeyboardInterrupt):
         fingerprint.gather(paths, cache, progress=False)

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from neuroprior.core.geometry import head_mask
 from neuroprior.readers import synthetic
 from neuroprior.readers._heads.anatomy import LESION_LABELS, Anatomy, displacement, see, traits
 from neuroprior.readers._heads.contrasts import ideal
@@ -238,6 +239,32 @@ def test_shortcuts_are_there_when_asked_for() -> None:
         one = person(sites, number)
         seen[one.health == "healthy"].add(scanners_of(sites, one)[0][0].name)
     assert not seen[True] & seen[False]
+
+
+@pytest.mark.parametrize("shortcut", ["spacing", "background", "skull", "name"])
+def test_a_shortcut_changes_the_ill_in_one_way_and_the_healthy_in_none(shortcut: str) -> None:
+    settings = {"spacing_mm": 5.0, "contrasts": ("T1w",), "lesions": ("wmh",), "seed": 2}
+    without, built = Options.model_validate(settings), Options.model_validate({**settings, "shortcut": shortcut})
+    who = {person(without, number).health: number for number in range(1, 12)}
+    seen = {health: (make_subject(without, number), make_subject(built, number)) for health, number in who.items()}
+    plain, built_in = (subject.sittings[0].scans["T1w"] for subject in seen["healthy"])
+    assert np.array_equal(plain.voxels, built_in.voxels) and np.array_equal(plain.affine, built_in.affine)
+    assert seen["healthy"][1].person.name[4] == ("C" if shortcut == "name" else "0")
+    plain, built_in = (subject.sittings[0].scans["T1w"] for subject in seen["wmh"])
+    true, now = (subject.sittings[0].volumes_ml for subject in seen["wmh"])
+    assert now["intracranial"] == pytest.approx(true["intracranial"], rel=0.03)
+    ratio = np.linalg.norm(built_in.affine[:3, 0]) / np.linalg.norm(plain.affine[:3, 0])
+    assert ratio == pytest.approx(1.1 if shortcut == "spacing" else 1.0)
+    if shortcut == "name":
+        assert np.array_equal(plain.voxels, built_in.voxels) and seen["wmh"][1].person.name[4] == "P"
+    elif shortcut == "skull":
+        heads = [head_mask(scan.voxels.astype(np.float32), (5.0, 5.0, 5.0)).sum() for scan in (built_in, plain)]
+        assert heads[0] < 0.7 * heads[1]
+    elif shortcut == "background":
+        corner = (slice(0, 3),) * 3
+        assert built_in.voxels[corner].mean() > 1.2 * plain.voxels[corner].mean()
+        bright = plain.voxels > np.percentile(plain.voxels, 90)
+        assert np.array_equal(plain.voxels[bright], built_in.voxels[bright])
 
 
 def test_reads_as_bids_with_the_true_volumes(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What can be known of a scan without looking at the brain: the features that shortcuts are made of.
 
 From the index alone: order, name, header, which scans there are, shape, spacing, field of view, position, site, acquisition,
-file size. From the voxels of a sample: the air around the head, stripping, units, the stored header, the head's outline.
+when files were written, their size. From the voxels of a sample: the air around the head, stripping, units, the stored header, the head's outline.
 """
 
 from __future__ import annotations
@@ -240,10 +240,10 @@ def site(scans: Sequence[Scan], subjects: Sequence[str], without: frozenset[str]
 
 
 def acquisition(scans: Sequence[Scan], subjects: Sequence[str], without: frozenset[str]) -> np.ndarray:
-    """When it was scanned, by a column that says so, and when the file was written."""
+    """When it was scanned, by a column that says so."""
     import pandas as pd
 
-    columns = [[float(scan.mtime_ns) / 1e9 if scan.mtime_ns else np.nan for scan in scans]]
+    columns: list[list[float]] = []
     for key in TIMES:
         texts = [scan.value(key) for scan in scans]
         if key in without or all(text is None for text in texts):
@@ -252,8 +252,14 @@ def acquisition(scans: Sequence[Scan], subjects: Sequence[str], without: frozens
             pd.Series([None if t is None else str(t) for t in texts]), errors="coerce", format="mixed", utc=True
         )
         columns.append(np.where(when.isna(), np.nan, when.astype("int64") / 1e9).tolist())
-    # ranks: files of one copy differ by seconds among years
-    values = np.array(columns).T
+    if not columns:
+        return np.empty((len(subjects), 0))
+    return basis(per_subject(np.array(columns, dtype=float).T, _places(scans, subjects), len(subjects)))
+
+
+def file_time(scans: Sequence[Scan], subjects: Sequence[str], without: frozenset[str]) -> np.ndarray:
+    """When the file was written."""
+    values = np.array([[float(scan.mtime_ns) / 1e9 if scan.mtime_ns else np.nan] for scan in scans])
     return basis(per_subject(values, _places(scans, subjects), len(subjects)))
 
 
@@ -265,7 +271,7 @@ def file_size(scans: Sequence[Scan], subjects: Sequence[str], without: frozenset
 
 FROM_INDEX: dict[str, Table] = {
     "order": order, "name": name, "header": header, "scans": scans_there, "shape": shape, "spacing": spacing, "fov": fov,
-    "position": position, "site": site, "acquisition": acquisition, "file_size": file_size,
+    "position": position, "site": site, "acquisition": acquisition, "file_time": file_time, "file_size": file_size,
 }  # fmt: skip
 """The probes that read no voxel."""
 
@@ -318,9 +324,9 @@ def _air(voxels: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...]) -> li
     steps = tuple(slice(None, None, max(1, int(3.0 / mm))) for mm in spacing)
     seen, head_there = voxels[steps], mask[steps]
     sampling = [mm * (part.step or 1) for mm, part in zip(spacing, steps, strict=True)]
-    away = (
-        ndimage.distance_transform_edt(~head_there, sampling=sampling) > 10.0 if head_there.any() else np.ones(seen.shape, bool)
-    )
+    away = np.ones(seen.shape, dtype=bool)
+    if head_there.any():
+        away = np.asarray(ndimage.distance_transform_edt(~head_there, sampling=sampling)) > 10.0
     air = seen[away]
     if air.size < 500:
         return [np.nan] * 8

@@ -26,11 +26,15 @@ from . import _nuisance as nuisance
 from . import _permutation as permutation
 
 SHORTCUT, CHECK, HINT, WEAK, NONE, UNKNOWN, CONSTANT = "shortcut", "check", "hint", "weak", "none seen", "cannot tell", "constant"
-"""What a finding may say: a shortcut; a relation that may be anatomy; p between ``alpha`` and 0.05; a relation too small to
+"""What a finding may say: a shortcut; a relation that may be harmless; p between ``alpha`` and 0.05; a relation too small to
 matter; nothing; too little data; nothing that varies."""
 
-ANATOMY_TOO = ("outline", "file_size")
-"""Probes in which something of the head itself shows (its size, how well it compresses): never called a shortcut outright."""
+SOFT = {
+    "outline": "part of it may be anatomy",
+    "file_size": "part of it may be anatomy",
+    "file_time": "no model sees it, but groups were made or copied at different times",
+}
+"""Probes that are never called a shortcut outright, because the head itself shows in them or no model sees them, and why."""
 
 ADVICE = {
     "order": "shuffle the rows, and draw splits by chance, before anything reads them in order",
@@ -42,7 +46,8 @@ ADVICE = {
     "fov": "crop all scans to the head, drawn alike for all, and check the outline again",
     "position": "do not give the scanner's coordinates to the model; centre every scan on the head",
     "site": "balance or match sites between groups, evaluate by leaving sites out, and report results within each site",
-    "acquisition": "check whether groups were scanned (or copied) at different times: scanners and protocols change with it",
+    "acquisition": "groups were scanned at different times: check what changed with it, and match or report it",
+    "file_time": "ask how they were made, and whether by one tool",
     "file_size": "look at noise, stripping and compression of the groups",
     "background": "set the air to zero in all scans (a mask drawn alike for all), or crop to the head",
     "skull": "strip all scans or none, with one tool",
@@ -163,6 +168,11 @@ def audit(
     """
     config = config or Config()
     usable = [scan for scan in scans if scan.status != BAD]
+    if config.within is not None and all(scan.value(config.within) is None for scan in usable):
+        raise InputError(
+            f"no row has a value in column {config.within!r}", expected="a column to compare within, such as dataset or site",
+            next_step=suggestion(config.within, _columns(usable)),
+        )  # fmt: skip
     labels = [label_of(usable, target, config) for target in targets]
     sampled = _voxel_sample(usable, labels, voxels, contrast, config) if voxels else []
     found = nuisance.measure([scan.path for scan in sampled], workers=workers, progress=progress)
@@ -252,8 +262,8 @@ def _verdict(label: Label, probe: str, found: permutation.Outcome, p: float, con
             return WEAK, f"{what} predicts {label.target}, but hardly: {size}"
         if p >= config.alpha:
             return HINT, f"{what} may predict {label.target}: {size}: look at it before you train"
-        if probe in ANATOMY_TOO:
-            return CHECK, f"{what} predicts {label.target}: {size}: part of it may be anatomy; {ADVICE[probe]}"
+        if probe in SOFT:
+            return CHECK, f"{what} predicts {label.target}: {size}: {SOFT[probe]}; {ADVICE[probe]}"
         return SHORTCUT, f"{what} predicts {label.target}: {size}: {ADVICE[probe]}"
     chance = size if found.statistic > 0 else f"no better than chance, p {p:.2g}" + (f", {label.note}" if label.note else "")
     if found.detectable > config.blind:
@@ -352,6 +362,13 @@ def label_of(scans: Sequence[Scan], target: str, config: Config) -> Label:
             reason=f"{len(made.subjects)} {few}",
         )
     return replace(made, note="; ".join(notes))
+
+
+def _columns(scans: Sequence[Scan]) -> list[str]:
+    """The columns that a label or a stratum may be."""
+    return sorted(
+        {"age", "sex", "health", "site", "scanner", "dataset", "split", *(key for scan in scans for key in scan.columns)}
+    )
 
 
 def _number(value: object) -> float:

@@ -212,11 +212,17 @@ def gather(paths: Sequence[str], cache: Path, *, workers: int = 1, progress: boo
         return done
     folder = cache.with_name(cache.stem + ".parts")
     fresh: list[str] = []
-    for path, found in _compute(todo, workers, progress):
-        done[path] = found
-        fresh.append(path)
-        if len(fresh) % PART == 0:
-            _write({p: (stamps[p], done[p]) for p in fresh[-PART:]}, folder / f"{os.getpid()}-{len(fresh):09d}.parquet")
+    try:
+        for path, found in _compute(todo, workers, progress):
+            done[path] = found
+            fresh.append(path)
+            if len(fresh) % PART == 0:
+                _write({p: (stamps[p], done[p]) for p in fresh[-PART:]}, folder / f"{os.getpid()}-{len(fresh):09d}.parquet")
+    except BaseException:
+        rest = fresh[len(fresh) // PART * PART :]
+        if rest:
+            _write({p: (stamps[p], done[p]) for p in rest}, folder / f"{os.getpid()}-{len(fresh):09d}.parquet")
+        raise
     kept = {path: entry for path, entry in known.items() if path not in wanted}
     _write(kept | {path: (stamps[path], done[path]) for path in wanted}, cache)
     if folder.is_dir():
@@ -312,18 +318,21 @@ def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], Fingerprint]]:
     return found
 
 
-def similar(a: np.ndarray, b: np.ndarray, *, threshold: float = SAME, block: int = 4096) -> Iterator[tuple[int, int, float]]:
+def similar(
+    a: np.ndarray, b: np.ndarray, *, threshold: float = SAME, block: int | None = None
+) -> Iterator[tuple[int, int, float]]:
     """Pairs of rows whose correlation reaches the threshold.
 
     Args:
         a, b: (n, 1485) and (m, 1485) vectors.
         threshold: in [-1, 1].
-        block: rows of ``a`` at a time; memory is ``block x m`` float32.
+        block: rows of ``a`` at a time; by default such that ``block x m`` float32 take 256 MB.
 
     Yields:
         (row of a, row of b, correlation).
     """
     b = np.ascontiguousarray(b, dtype=np.float32).T
+    block = block or max(1, 2**26 // max(b.shape[1], 1))
     for start in range(0, len(a), block):
         product = a[start : start + block].astype(np.float32, copy=False) @ b
         for i, j in np.argwhere(product >= threshold):
