@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import stat
@@ -67,6 +69,20 @@ def test_every_fomo26_task_is_exported_and_keeps_its_contract(number: int, tmp_p
     assert "Apache License" in (out / "LICENSE").read_text()
     assert f"weights {read_info(model)['weights_sha256']}" in (out / "Apptainer.def").read_text()
     _same_answer(out, model, number, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("neuroprior.inference.ensemble") is None, reason="this version has no ensembles")
+def test_an_ensemble_is_exported_whole(tmp_path: Path) -> None:
+    ensemble = importlib.import_module("neuroprior.inference.ensemble")
+    folder = ensemble.write_ensemble(
+        tmp_path / "ensemble", [model_for(tmp_path / f"m{k}", 2, contrasts=["FLAIR", "DWI", "SWI", "T2starw"]) for k in range(2)]
+    )
+    out = tmp_path / "out"
+    assert export("challenge", folder, protocol="fomo26", task="meningioma", out=out).notes == ()
+    assert len(list((out / "model").rglob("model.safetensors"))) == 2
+    checked = export("check", out, full_size=False)
+    assert checked.failed == 0, str(checked)
 
 
 def _same_answer(out: Path, model: Path, number: int, tmp_path: Path) -> None:
