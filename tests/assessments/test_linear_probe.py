@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
@@ -116,6 +119,33 @@ def test_bad_embeddings_are_told() -> None:
         fit(np.where(np.arange(30)[:, None] == 3, np.nan, features), labels, who)
     with pytest.raises(InputError, match="are the same"):
         fit(np.ones_like(features), labels, who)
+
+
+def test_embeddings_meet_the_participants_table(tmp_path: Path) -> None:
+    scans = pd.DataFrame({
+        "scan": list("abcde"), "subject": ["x/sub-1", "x/sub-1", "x/sub-2", "x/sub-3", "x/sub-4"], "session": [""] * 5,
+        "contrast": ["T1w", "FLAIR", "T1w", "T1w", "T1w"], "status": ["ok", "ok", "ok", "failed", "ok"],
+        "whole_vector": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], None, [7.0, 8.0]],
+    })  # fmt: skip
+    scans.to_parquet(tmp_path / "embeddings.parquet")
+    people = tmp_path / "participants.tsv"
+    people.write_text("participant_id\tage\thealth\nsub-1\t40\tms\nx/sub-2\tn/a\thealthy\nsub-3\t50\tms\nsub-4\t60\tn/a\n")
+    table = linear_probe.read_table(tmp_path, people, "health")
+    np.testing.assert_array_equal(table.embeddings, [[1, 2], [3, 4], [5, 6]])
+    assert table.labels == ("ms", "ms", "healthy")
+    assert table.subjects == ("x/sub-1", "x/sub-1", "x/sub-2")
+    assert table.columns == {"age": ("40", "40", None)}
+    assert table.left_out == {"not embedded": 1, "no value in health": 1}
+    assert linear_probe.read_table(tmp_path, people, "health", contrasts=["T1w"]).labels == ("ms", "healthy")
+    with pytest.raises(InputError, match="did you mean 'health'"):
+        linear_probe.read_table(tmp_path, people, "helth")
+    with pytest.raises(InputError, match="5 another contrast"):
+        linear_probe.read_table(tmp_path, people, "health", contrasts=["ADC"])
+    people.write_text("participant_id\thealth\nsub-1\tms\nsub-1\tms\n")
+    with pytest.raises(InputError, match="twice"):
+        linear_probe.read_table(tmp_path, people, "health")
+    with pytest.raises(InputError, match="neuroprior embed"):
+        linear_probe.read_table(tmp_path / "nowhere", people, "health")
 
 
 # ------------------------------------------------------------------------------------------------------------------ fairness
