@@ -87,7 +87,7 @@ def test_the_scores_are_scikit_learns() -> None:
         assert row.value is not None
         assert row.low <= row.value <= row.high
         assert row.n == len(test)
-    assert by["auroc", "all"].value > 0.8
+    assert (by["auroc", "all"].value or 0) > 0.8
     best = max(probed.validation.values())
     assert probed.validation[probed.learning_rate] == best
     assert probed.learning_rate == min(rate for rate, value in probed.validation.items() if value == best)
@@ -192,14 +192,14 @@ def test_a_probe_that_fails_one_sex_is_unfair() -> None:
     assert rows["auroc", "sex=F"].value == pytest.approx(by_sex[0])
     assert rows["fairness", "sex"].value == pytest.approx(1 - abs(by_sex[0] - by_sex[1]))
     assert rows["fairness", "site"].value is not None
-    assert rows["fairness", "all"].value == pytest.approx((rows["fairness", "sex"].value + rows["fairness", "site"].value) / 2)
+    assert rows["fairness", "all"].value == pytest.approx(np.mean([rows["fairness", name].value for name in ("sex", "site")]))
     assert rows["fairness", "rare"].value is None
     assert rows["auroc", "rare=x"].value is not None
     low, high = rows["fairness", "all"].low, rows["fairness", "all"].high
     assert low is not None
     assert high is not None
     assert 0 <= low <= high <= 1
-    assert rows["fairness", "sex"].value < 0.8
+    assert (rows["fairness", "sex"].value or 1) < 0.8
     left_out = [row for row in rows.values() if row.value is None and "are needed" in row.note]
     assert all(row.region == "rare=y" for row in left_out)
     with pytest.raises(InputError, match="another length"):

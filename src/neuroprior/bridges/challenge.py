@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -36,8 +37,8 @@ MAX_BYTES = 1_000_000_000
 WITH_TORCH = ("torch",)
 """Distributions that the size does not count, with everything that is only reached through them."""
 
-PYTHON = "3.11"
-"""Of the image."""
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""Of the image: the one that the requirements' versions are known to work with."""
 
 
 # ------------------------------------------------------------------------------------------------------------- does it fit?
