@@ -35,5 +35,12 @@ def test_the_wheel_installs_and_runs_without_the_source_tree(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert str(site) in done.stderr
     assert "fomo25" in done.stdout
-    for name in ("stages/report.html.j2", "stages/speedrun.sh", "recipes/tiny.yaml", "py.typed"):
+    for name in (
+        "stages/report.html.j2",
+        "stages/speedrun.sh",
+        "recipes/tiny.yaml",
+        "protocols/fomo26.yaml",
+        "bridges/_watch.py",
+        "py.typed",
+    ):
         assert (site / "neuroprior" / name).is_file(), name

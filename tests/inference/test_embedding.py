@@ -86,6 +86,23 @@ def test_what_lies_outside_the_head_counts_for_nothing() -> None:
     np.testing.assert_allclose(padded[:, 0], [[1, 0.75], [0.25, 0.1875]])
 
 
+def test_a_volume_that_is_too_large_is_cut_to_its_centre_and_told(
+    model: Model, scans: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuroprior.inference import embedding
+
+    whole = embed(model, case(any=scans["plain"]))
+    monkeypatch.setattr(embedding, "MAX_VOXELS", 1000)
+    cut = embed(model, case(any=scans["plain"]))
+    assert any("were cut to the central" in note for note in cut.notes)
+    assert not any("cut" in note for note in whole.notes)
+    assert cut.half("whole").shape == whole.half("whole").shape
+    box = embedding._centre((30, 20, 40))
+    sizes = [s.stop - s.start for s in box]
+    assert np.prod(sizes) <= 1000
+    assert [s.start for s in box] == [(n - size) // 2 for n, size in zip((30, 20, 40), sizes, strict=True)]
+
+
 def test_several_contrasts_are_averaged(model: Model, scans: dict[str, Path]) -> None:
     a, b = (embed_case(model, case(x=scans[grid])) for grid in ("plain", "odd"))
     np.testing.assert_allclose(embed_case(model, case(T1w=scans["plain"], FLAIR=scans["odd"])), (a + b) / 2, rtol=1e-6)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from tests.bridges.made import make_model
 
+from neuroprior.assessments import linear_probe
 from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.inference.embedding import embed_case
 from neuroprior.inference.model import load
@@ -59,6 +60,29 @@ def test_a_bad_scan_is_a_row_with_its_reason(model: Path, heads: Path, tmp_path:
     assert table.loc["broken", "whole_vector"] is None
     assert table.loc["a scan", "contrast"] == "unknown"
     np.testing.assert_array_equal(*(table.loc[table.status == "ok", "whole_vector"]))
+
+
+def test_the_probe_of_a_table_is_what_the_assessment_says(model: Path, heads: Path, tmp_path: Path) -> None:
+    people = tmp_path / "people.tsv"
+    names = sorted(path.name for path in heads.glob("sub-*"))
+    rows = [f"{name}\t{'ab'[k % 2]}\t{'FM'[k // 5]}" for k, name in enumerate(names)]
+    people.write_text("\n".join(["participant_id\tkind\tsex", *rows]) + "\n")
+    done = embed(
+        model, [str(heads)], tmp_path / "out", contrasts="T1w", participants=people, target="kind", groups="sex", half="anatomy"
+    )
+    table = linear_probe.read_table(tmp_path / "out", people, "kind", half="anatomy")
+    assert table.embeddings.shape == (done.done, done.lengths["anatomy"])
+    expected, _ = linear_probe.assess(table.embeddings, table.labels, table.subjects, model="out", target="kind")
+    assert list(done.scores[: len(expected)]) == expected
+    assert {row.metric for row in done.scores} == {"auroc", "macro_f1", "fairness"}
+    assert len(pd.read_parquet(tmp_path / "out" / "linear_probe.parquet")) == len(done.scores)
+    assert "auroc" in str(done)
+    with pytest.raises(ConfigError, match="needs --participants and --target"):
+        embed(model, [str(heads)], tmp_path / "out", target="kind")
+    with pytest.raises(InputError, match="did you mean 'sex'"):
+        embed(model, [str(heads)], tmp_path / "out", contrasts="T1w", participants=people, target="kind", groups="sexx")
+    with pytest.raises(ConfigError, match="whole, anatomy, contrast"):
+        embed(model, [str(heads)], tmp_path / "out", half="left")
 
 
 def test_what_cannot_be_embedded_is_told(model: Path, heads: Path, index_file: Path, tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from ..core import seeds
 from ..core.config import Config as BaseConfig
-from ..core.errors import InputError
+from ..core.errors import InputError, suggestion
 from ..core.records import Score
 from ..metrics._bootstrap import interval
 from ..metrics.classification import macro_f1
@@ -95,6 +97,95 @@ class Probed:
     probability: np.ndarray
     truth: np.ndarray
     subjects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Embeddings joined to a participants table, one row a scan.
+
+    Attributes:
+        embeddings: (n, d) float32.
+        labels: (n,) class of each scan's subject.
+        subjects: (n,) who each scan is.
+        columns: every other column of the participants table, (n,) values each; missing ones are None.
+        left_out: reason -> how many scans were left out for it.
+    """
+
+    embeddings: np.ndarray
+    labels: tuple[str, ...]
+    subjects: tuple[str, ...]
+    columns: dict[str, tuple[Any, ...]]
+    left_out: dict[str, int]
+
+
+def read_table(
+    embeddings: Path, participants: Path, target: str, *, half: str = "whole", contrasts: Sequence[str] | None = None
+) -> Table:
+    """What ``neuroprior embed`` wrote, joined to who the subjects are.
+
+    Args:
+        embeddings: the folder, or its ``embeddings.parquet``.
+        participants: TSV with ``participant_id`` (BIDS), and ``session_id`` where a row is a session. A subject that carries its dataset's name
+            (``dataset/sub-01``) is found under either spelling.
+        target: the column to probe.
+        half: ``whole``, ``anatomy`` or ``contrast``.
+        contrasts: canonical names; only scans of these.
+
+    Raises:
+        InputError: a file or column is missing, a participant is there twice, or no scan has a value.
+    """
+    import pandas as pd
+
+    path = embeddings / "embeddings.parquet" if embeddings.is_dir() else embeddings
+    for file in (path, participants):
+        if not file.is_file():
+            raise InputError(
+                "a file is missing", file=file, next_step="make embeddings with neuroprior embed MODEL INPUTS --out DIR"
+            )
+    rows = pd.read_parquet(path).to_dict("records")
+    people = pd.read_csv(participants, sep="\t", dtype=str, keep_default_na=False)
+    for column in ("participant_id", target):
+        if column not in people.columns:
+            raise InputError(
+                f"the table has no column {column!r}", file=participants, next_step=suggestion(column, list(people.columns))
+            )
+    by_session = "session_id" in people.columns
+    known: dict[tuple[str, str], dict[str, Any]] = {}
+    for person in people.to_dict("records"):
+        key = (str(person["participant_id"]), str(person["session_id"]) if by_session else "")
+        if key in known:
+            raise InputError("a participant is in the table twice", file=participants, got="/".join(filter(None, key)))
+        known[key] = {
+            str(name): None if str(value).strip().lower() in {"", "n/a", "nan"} else value for name, value in person.items()
+        }
+    kept: list[tuple[Any, str, str, dict[str, Any]]] = []
+    left_out: dict[str, int] = {}
+    for row in rows:
+        subject, session = str(row["subject"]), str(row["session"] or "") if by_session else ""
+        person = known.get((subject, session)) or known.get((subject.rsplit("/", 1)[-1], session))
+        vector = row.get(f"{half}_vector")
+        reason = (
+            "another contrast" if contrasts is not None and row["contrast"] not in contrasts
+            else "not embedded" if row["status"] != "ok" or vector is None
+            else "not in the participants table" if person is None
+            else f"no value in {target}" if person[target] is None
+            else ""
+        )  # fmt: skip
+        if reason or person is None:
+            left_out[reason] = left_out.get(reason, 0) + 1
+            continue
+        kept.append((vector, str(person[target]), subject, person))
+    if not kept:
+        raise InputError(
+            f"no scan has a vector and a value in {target!r}",
+            file=participants,
+            got="; ".join(f"{n} {reason}" for reason, n in left_out.items()) or "no scans",
+        )
+    others = [str(name) for name in people.columns if name not in ("participant_id", "session_id", target)]
+    return Table(
+        np.array([vector for vector, *_ in kept], dtype=np.float32), tuple(label for _, label, _, _ in kept),
+        tuple(subject for _, _, subject, _ in kept), {name: tuple(person[name] for *_, person in kept) for name in others}, left_out,
+    )  # fmt: skip
 
 
 def split(labels: Sequence[str], subjects: Sequence[str], config: Config) -> Parts:

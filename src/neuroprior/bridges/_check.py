@@ -159,20 +159,17 @@ def scans_of(task: Mapping[str, Any], scenario: Scenario, folder: Path) -> dict[
 
 
 def scenarios(task: Mapping[str, Any], *, full_size: bool) -> list[Scenario]:
-    """What is asked of a task: at least three cases, one more where there is a choice of contrasts, and a case of 1 mm."""
+    """What is asked of a task: an oblique and an odd grid; where there is a choice of contrasts, each of them and none; a case of 1 mm."""
     choice = any(len(entry["contrasts"]) > 1 for entry in task["inputs"])
-    made = [
-        Scenario("axes in order, .nii.gz"),
-        Scenario("oblique, .nii" + (", the other contrast" if choice else ""), "oblique", ".nii", int(choice)),
-    ]
-    made.append(
-        Scenario(
-            "odd axes, anisotropic" + (", without the optional contrast" if choice else ""), "odd", ".nii.gz", -1 if choice else 0
-        )
-    )
-    if full_size:
-        made.append(Scenario("1 mm", "full"))
-    return made
+    if choice:
+        made = [
+            Scenario("axes in order, .nii.gz, the first of several contrasts"),
+            Scenario("oblique, .nii, the other contrast", "oblique", ".nii", 1),
+            Scenario("odd axes, .nii.gz, without the optional contrast", "odd", ".nii.gz", -1),
+        ]
+    else:
+        made = [Scenario("oblique, .nii", "oblique", ".nii"), Scenario("odd axes, anisotropic, .nii.gz", "odd")]
+    return [*made, Scenario("1 mm, .nii.gz", "full")] if full_size else made
 
 
 # ------------------------------------------------------------------------------------------------------------- one call

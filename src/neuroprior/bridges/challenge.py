@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -27,14 +28,17 @@ TRAINING = ("engine", "objectives", "tasks", "data", "assessments", "stages", "r
 
 ENTRY, APP, DEFINITION, REQUIREMENTS, CARD = "predict", "app", "Apptainer.def", "requirements.txt", "README.md"
 
+ENSEMBLE = "ensemble.json"
+"""What makes a folder an ensemble of models."""
+
 MAX_BYTES = 1_000_000_000
 """Of the exported folder and the packages it needs, torch and what torch brings apart."""
 
 WITH_TORCH = ("torch",)
 """Distributions that the size does not count, with everything that is only reached through them."""
 
-PYTHON = "3.11"
-"""Of the image."""
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""Of the image: the one that the requirements' versions are known to work with."""
 
 
 # ------------------------------------------------------------------------------------------------------------- does it fit?
@@ -173,14 +177,29 @@ def _imports(name: str, path: Path) -> set[str]:
     return names
 
 
-def roots_of(info: Mapping[str, Any]) -> list[str]:
-    """The modules that answering with a model starts from: the contract, its net and its head."""
-    infos = [info, *info.get("members", ())]
+def read_source(model: Path) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
+    """The folder of a model or an ensemble, its description, and the descriptions of the models in it.
+
+    Args:
+        model: a model folder, the run folder that holds it, or an ensemble's folder (``ensemble.json`` and ``members/``).
+
+    Raises:
+        ArtifactError: it is none of these, or damaged.
+    """
+    if (model / ENSEMBLE).is_file():
+        info = artifacts.read_json(model / ENSEMBLE)
+        return model, info, [read_info(model / entry["folder"]) for entry in info["members"]]
+    folder = resolve(model)
+    info = read_info(folder)
+    return folder, info, [info]
+
+
+def roots_of(infos: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The modules that answering with models starts from: the contract, their nets and their heads."""
     names = ["neuroprior.bridges._contract"]
     for one in infos:
-        if isinstance(one, Mapping):
-            names += [f"neuroprior.nets.{one['net']['name']}"] if one.get("net") else []
-            names += [f"neuroprior.heads.{one['head']['name']}"] if one.get("head") else []
+        names += [f"neuroprior.nets.{one['net']['name']}"]
+        names += [f"neuroprior.heads.{one['head']['name']}"] if one["head"] is not None else []
     return names
 
 
@@ -271,8 +290,7 @@ def write(model: Path, protocol: Protocol, task: Task, out: Path, *, partial: bo
         InputError: ``out`` is another kind of folder, or the result is too large.
         ArtifactError: the model folder is damaged, or the exported ``predict`` gives no answer.
     """
-    source = resolve(model)
-    info = read_info(source)
+    source, info, members = read_source(model)
     notes = fit(info, protocol, task, partial=partial, where=source)
     if out.exists() and any(out.iterdir()) and not (out / TASK).is_file():
         raise InputError("the output folder holds something else", file=out, expected="an empty folder or an earlier export")
@@ -281,7 +299,7 @@ def write(model: Path, protocol: Protocol, task: Task, out: Path, *, partial: bo
     for name in (TASK, "check.json"):
         (out / name).unlink(missing_ok=True)
     (out / APP).mkdir(parents=True, exist_ok=True)
-    for path in closure(roots_of(info)).values():
+    for path in closure(roots_of(members)).values():
         target = out / APP / path.relative_to(shelf.PACKAGE.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

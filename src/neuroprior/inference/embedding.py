@@ -153,7 +153,7 @@ def _vectors(model: Model, image: np.ndarray, head: np.ndarray) -> tuple[np.ndar
     device = next(model.net.parameters()).device
     model.net.eval()
     code = model.net.encode(torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device))
-    strides = [int(stride) for stride in model.net.stage_strides]
+    strides = [int(stride) for stride in tuple(model.net.stage_strides)]  # pyright: ignore[reportGeneralTypeIssues]
 
     def pooled(part: Tensor, stride: int, *, largest: bool = True) -> list[Tensor]:
         weight = torch.from_numpy(head_share(head, part.shape[2:], stride)).flatten().to(device)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..core.records import Score
     from ..inference.model import Model
     from ..inference.predictor import CaseInput
 
 logger = logging.getLogger(__name__)
 
-TABLE, DESCRIPTION = "embeddings.parquet", "embeddings.json"
+TABLE, DESCRIPTION, SCORES = "embeddings.parquet", "embeddings.json", "linear_probe.parquet"
 
 HALVES = ("whole", "anatomy", "contrast")
 
@@ -33,6 +34,8 @@ class EmbedSummary:
         out: the folder.
         lengths: half -> numbers of its vector.
         done, kept, failed: scans embedded now, kept from an earlier run, and failed (each has a row with its reason).
+        scores: of the linear probe and its fairness, where a target was given.
+        left_out: reason -> scans that the probe could not use.
     """
 
     out: Path
@@ -40,6 +43,8 @@ class EmbedSummary:
     done: int
     kept: int
     failed: int
+    scores: tuple[Score, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -50,7 +55,12 @@ class EmbedSummary:
         kept = f", {self.kept} kept from before" if self.kept else ""
         failed = f", {self.failed} FAILED (reasons in {self.out / TABLE})" if self.failed else ""
         long = ", ".join(f"{half} {n}" for half, n in self.lengths.items())
-        return f"{self.done} scans embedded{kept}{failed} (numbers a scan: {long}): {self.out / TABLE}"
+        lines = [f"{self.done} scans embedded{kept}{failed} (numbers a scan: {long}): {self.out / TABLE}", *self.left_out]
+        for row in self.scores:
+            between = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
+            value = "–" if row.value is None else f"{row.value:.3f}{between}, n = {row.n}"
+            lines.append(f"{row.target:<10} {row.metric:<10} {row.region:<20} {value}" + (f" ({row.note})" if row.note else ""))
+        return "\n".join([*lines, *([str(self.out / SCORES)] if self.scores else [])])
 
 
 def embed(
@@ -61,6 +71,10 @@ def embed(
     dataset: str | None = None,
     contrasts: str | None = None,
     skip_existing: bool = True,
+    participants: Path | None = None,
+    target: str | None = None,
+    groups: str | None = None,
+    half: str = "whole",
     device: str = "auto",
 ) -> EmbedSummary:
     """Turn every scan into one vector with a frozen model.
@@ -73,13 +87,18 @@ def embed(
         dataset: only the scans of this dataset of an index.
         contrasts: comma-separated; only scans of these contrasts.
         skip_existing: keep vectors whose scan and model have not changed (compared by checksum).
+        participants: TSV with participant_id and the columns below; asks the vectors what they tell of the target.
+        target: column of classes for the linear probe (FOMO26's: 40/10/50 % of each class's subjects, seed 42).
+        groups: comma-separated columns whose groups should be served alike, for the fairness score.
+        half: the vector that the probe sees: whole, anatomy or contrast.
         device: cpu, cuda, or auto.
 
     Returns:
-        The counts; a failed scan is a row with its reason and makes the exit status 3.
+        The counts, and the probe's scores; a failed scan is a row with its reason and makes the exit status 3.
 
     Raises:
-        InputError: an input is not there or holds no scans, or an index has no scan of the split.
+        InputError: an input is not there or holds no scans, an index has no scan of the split, or the target cannot be probed.
+        ConfigError: an option lacks another, or the net has no such half.
         ArtifactError: the model folder is damaged.
     """
     import time
@@ -89,10 +108,14 @@ def embed(
 
     from ..core import artifacts
     from ..core.contrasts import canonical
-    from ..core.errors import InputError
+    from ..core.errors import ConfigError, InputError
     from ..inference.embedding import lengths
     from ..inference.model import load
 
+    if (participants is None) != (target is None) or (groups and target is None):
+        raise ConfigError(
+            "a linear probe needs --participants and --target", expected="both, and --groups if fairness is asked for"
+        )
     loaded = load(model, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     cases = _cases(inputs, loaded.contrasts, split, dataset)
     if contrasts:
@@ -100,6 +123,10 @@ def embed(
         cases = [case for case in cases if wanted & set(case.scans)]
         if not cases:
             raise InputError("no scan has one of these contrasts", expected=", ".join(sorted(wanted)))
+    if half not in HALVES or (target is not None and not lengths(loaded)[half]):
+        raise ConfigError(
+            f"the probe cannot see the half {half!r}", expected=", ".join(h for h, n in lengths(loaded).items() if n)
+        )
     names = _names(cases)
     sizes = {half: n for half, n in lengths(loaded).items() if n}
     out.mkdir(parents=True, exist_ok=True)
@@ -130,7 +157,35 @@ def embed(
             saved = time.monotonic()
     _write(out, rows)
     failed = sum(row["status"] != "ok" for row in rows)
-    return EmbedSummary(out, sizes, len(rows) - kept - failed, kept, failed)
+    scores, left_out = _probe(out, participants, target, groups, half) if participants and target else ((), ())
+    return EmbedSummary(out, sizes, len(rows) - kept - failed, kept, failed, scores, left_out)
+
+
+def _probe(
+    out: Path, participants: Path, target: str, groups: str | None, half: str
+) -> tuple[tuple[Score, ...], tuple[str, ...]]:  # fmt: skip
+    """The linear probe's rows and, for ``groups``, its fairness; also in ``linear_probe.parquet``."""
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from ..assessments import fairness, linear_probe
+    from ..core import artifacts
+    from ..core.errors import InputError, suggestion
+
+    table = linear_probe.read_table(out, participants, target, half=half)
+    wanted = [part.strip() for part in (groups or "").split(",") if part.strip()]
+    for name in wanted:
+        if name not in table.columns:
+            raise InputError(
+                f"the table has no column {name!r}", file=participants, next_step=suggestion(name, list(table.columns))
+            )
+    scores, probed = linear_probe.assess(table.embeddings, table.labels, table.subjects, model=out.name, target=target)
+    if wanted:
+        scores += fairness.assess(probed, {name: table.columns[name] for name in wanted}, model=out.name, target=target)
+    with artifacts.atomic(out / SCORES) as temporary:
+        pd.DataFrame([asdict(row) for row in scores]).to_parquet(temporary)
+    return tuple(scores), tuple(f"{n} scans left out of the probe: {reason}" for reason, n in table.left_out.items())
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
