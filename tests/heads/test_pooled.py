@@ -88,7 +88,8 @@ def test_a_missing_covariate_has_a_value_of_its_own_and_none_given_means_all_mis
     assert not torch.allclose(run(head, x, known), run(head, x))
     assert not torch.allclose(run(head, x, torch.zeros(2, 2)), run(head, x)), "missing is not the mean age of a woman"
     run(head, x, torch.tensor([[1.0, torch.nan], [torch.nan, 1.0]])).sum().backward()
-    assert all(table.grad is not None and torch.isfinite(table.grad).all() for table in head.covariates.tables)
+    assert head.covariates is not None
+    assert all(table.grad is not None and torch.isfinite(table.grad).all() for table in head.covariates.parameters())
     restored = pooled.build(pooled.Config.model_validate(head.config.model_dump(mode="json")))
     restored.load_state_dict(head.state_dict(), strict=True)
 
