@@ -104,12 +104,7 @@ class Augmentation:
             if target is None:
                 continue
             if step.name == "flip" and target.ndim == 4:
-                target = step.module.apply(drawn, target)
-                if 0 in drawn.axes and drawn.label_pairs:
-                    order = list(range(target.shape[0]))
-                    for one, other in drawn.label_pairs:
-                        order[one], order[other] = other, one
-                    target = target[order]
+                target = _mirrored(step.module.apply(drawn, target), drawn)
             else:
                 target = step.module.apply_labels(drawn, target)
         if target is not None and target.ndim == 4:  # what came in from outside the box is background
@@ -125,3 +120,12 @@ class Augmentation:
                 rows.append(row)
             images = torch.stack(rows)
         return torch.where(inside, images, torch.zeros_like(images)), target
+
+
+def _mirrored(shares: Tensor, drawn: Any) -> Tensor:
+    """(classes, x, y, z) mirrored shares with the classes of paired sides swapped, where left and right changed places."""
+    order = list(range(shares.shape[0]))
+    if 0 in drawn.axes:
+        for one, other in drawn.label_pairs:
+            order[one], order[other] = other, one
+    return shares[order]

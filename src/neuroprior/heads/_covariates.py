@@ -57,7 +57,7 @@ class Embedding(nn.Module):
 
     def forward(self, values: Tensor | None, n_cases: int) -> Tensor:
         """``values`` (B, F) with NaN for missing; None means that all are missing."""
-        first = self.tables[0]
+        first = next(self.parameters())
         if values is None:
             values = first.new_full((n_cases, len(self.covariates)), math.nan)
         total = first.new_zeros((n_cases, first.shape[1]))

@@ -62,6 +62,11 @@ class Config(BaseConfig):
 class PooledHead(nn.Module):
     """(B, outputs) raw outputs from the representations of B cases; ``ordered_values`` has the expected value in front."""
 
+    anatomy_mean: Tensor
+    anatomy_std: Tensor
+    scan_mean: Tensor
+    scan_std: Tensor
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config

@@ -107,7 +107,7 @@ class Segmentation:
         """
         levels: list[int] = []
         if self.config.deep_supervision:
-            there = list(net.stage_channels[1:-1])
+            there = [int(n) for n in tuple(net.stage_channels)[1:-1]]  # type: ignore[arg-type]  # a tuple of the net
             if self.config.deep_supervision > len(there):
                 raise ConfigError(
                     "task.deep_supervision asks for more coarser levels than the decoder has", expected=f"at most {len(there)}",
