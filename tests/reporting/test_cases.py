@@ -69,14 +69,14 @@ def test_viewers_are_whole_pages_that_ask_no_network(predictions: Path, tmp_path
     uncertainty[12, 12, 9] = 0.7
     nibabel.save(
         nibabel.Nifti1Image(uncertainty, np.diag([-2.0, 2.0, 3.0, 1.0])),
-        predictions / "sub-01/anat/sub-01_label-lesion_uncertainty.nii.gz",
+        predictions / "sub-01/anat/sub-01_label-lesion_entropy.nii.gz",
     )
     truth = str(tmp_path / "sub-01_truth.nii.gz")
     shown = next(s for s in cases.choose([predictions], {"sub-01": truth}, {}, 4) if s.row["case"] == "sub-01")
     out = tmp_path / "report"
     block = cases.show(shown, out, 1)
     assert block["src"].startswith("data:image/png;base64,")
-    assert [viewer["title"] for viewer in block["viewers"]] == ["prediction and reference", "uncertainty"]
+    assert [viewer["title"] for viewer in block["viewers"]] == ["prediction and reference", "uncertainty (entropy)"]
     for viewer in block["viewers"]:
         page = (out / viewer["href"]).read_text()
         assert "brainsprite" in page

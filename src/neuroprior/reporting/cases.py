@@ -126,7 +126,7 @@ def _viewers(shown: Shown, out: Path, number: int, image: Volume, mask: Volume, 
     if uncertainty is not None:
         values = resample(uncertainty, small)
         made.append({
-            "title": "uncertainty", "href": _write_viewer(out, f"case-{number:02d}-uncertainty", background, values, small, colours=False),
+            "title": "uncertainty (entropy)", "href": _write_viewer(out, f"case-{number:02d}-entropy", background, values, small, colours=False),
         })  # fmt: skip
     return made
 
@@ -161,7 +161,7 @@ def _uncertainty(shown: Shown) -> Volume | None:
     """The uncertainty map beside a mask, where predict was asked for one."""
     output = shown.folder / shown.row["output"]
     subject = output.name.split("_label-")[0].split("_desc-")[0]
-    for path in sorted(output.parent.glob(f"{subject}_*uncertainty*.nii.gz")):
+    for path in sorted(output.parent.glob(f"{subject}_*_entropy.nii.gz")):
         return nifti.read_scan(path)[0]
     return None
 

@@ -182,6 +182,38 @@ def risk_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
     return _data(figure)
 
 
+def strip(slices: Mapping[str, np.ndarray], spacing_mm: Sequence[float], path: Path) -> None:
+    """A row of slices (x, y) in one window of grey, that of the first, written as a PNG file."""
+    from ..core import artifacts
+
+    figure, axes = _new(1.75 * len(slices), 2.3, len(slices))
+    figure.set_facecolor("black")
+    low, high = np.percentile(next(iter(slices.values())), (1, 99.5))
+    for axis, (title, image) in zip(axes, slices.items(), strict=True):
+        axis.imshow(
+            image.T, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1e-6), aspect=spacing_mm[1] / spacing_mm[0]
+        )
+        axis.set_title(title, color="white", fontsize=8)
+        axis.set_axis_off()
+    figure.tight_layout(pad=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with artifacts.atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90, facecolor="black")
+
+
+def severities(curves: Mapping[str, Mapping[int, float]], metric: str) -> str:
+    """A metric against severity (0 is clean), a line an artefact, labelled at its end."""
+    figure, (axis,) = _new(6.4, 3.6)
+    for place, (name, values) in enumerate(curves.items()):
+        x = sorted(values)
+        axis.plot(x, [values[k] for k in x], marker="o", markersize=3, color=COLOURS[place % len(COLOURS)],
+                  linestyle=("-", "--")[place // len(COLOURS) % 2], linewidth=1.2, label=name)  # fmt: skip
+    axis.set_xlabel("severity (0: as scanned)", fontsize=8)
+    axis.set_ylabel(metric, fontsize=8)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _data(figure)
+
+
 def overlay(
     image: np.ndarray, prediction: np.ndarray, reference: np.ndarray | None, spacing_mm: tuple[float, float, float]
 ) -> str:

@@ -215,6 +215,53 @@ def conditions(scores: pd.DataFrame) -> list[dict[str, Any]]:
     return made
 
 
+def robustness(frame: pd.DataFrame, note: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the page shows of a stress test: curves over severity, and overall mean and degradation of every artefact.
+
+    Args:
+        frame: rows of ``assessments.robustness``.
+        note: what the table says of itself.
+        name: of the table.
+    """
+    whole = frame[frame["case"] == "all"]
+    measures = [metric for metric in dict.fromkeys(whole["metric"]) if metric.endswith(("_overall", "_degradation"))]
+    artefacts = list(dict.fromkeys(whole[whole["metric"].isin(measures)]["condition"]))
+    blocks = []
+    for model in dict.fromkeys(whole["model"]):
+        part = whole[whole["model"] == model]
+        found = {(row["condition"], row["metric"]): cell(row) for row in part.to_dict("records")}
+        rows = [[artefact, *(found.get((artefact, metric), "") for metric in measures)] for artefact in artefacts]
+        plots = []
+        for metric in dict.fromkeys(metric.rsplit("_", 1)[0] for metric in measures):
+            curves = _severity_curves(part[part["metric"] == metric], artefacts)
+            if curves:
+                plots.append(
+                    _figure(f"{metric.replace('_', ' ')} over severity", figures.severities(curves, metric.replace("_", " ")))
+                )
+        blocks.append({
+            "model": model, "heads": ["artefact", *(metric.replace("_", " ") for metric in measures)], "rows": rows, "figures": plots,
+        })  # fmt: skip
+    return {"name": name, "blocks": blocks, "severities": note.get("config", {}).get("severities", []), "pictures": []}
+
+
+def _severity_curves(rows: pd.DataFrame, artefacts: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Artefact -> severity -> value; severity 0 is the clean scans. Of several regions the first is taken."""
+    first: dict[str, float] = {}
+    for row in rows.to_dict("records"):
+        if row["value"] is not None and row["value"] == row["value"]:
+            first.setdefault(row["condition"], float(row["value"]))
+    curves = {}
+    for artefact in artefacts:
+        levels = {
+            int(name.rsplit(" ", 1)[1]): value
+            for name, value in first.items()
+            if name.rsplit(" ", 1)[0] == artefact and name[-1].isdigit()
+        }
+        if levels and "clean" in first:
+            curves[artefact] = {0: first["clean"], **levels}
+    return curves
+
+
 def _figures(frame: pd.DataFrame, task: str, target: str) -> list[dict[str, str]]:
     cases = frame[(frame["case"] != "all") & ~frame["model"].map(is_floor)]
     if task == "regression":

@@ -45,13 +45,14 @@ def report(
     from ..core import artifacts
     from ..core.errors import ConfigError, InputError
     from ..reporting import cases as case_part
+    from ..reporting import figures
     from ..reporting import probes as probe_part
     from ..reporting import runs as run_part
     from ..reporting import scores as score_part
 
     if format not in FORMATS:
         raise ConfigError(f"unknown --format {format!r}", expected=" or ".join(FORMATS))
-    runs, folders, tables, probes = [], [], [], []
+    runs, folders, tables, probes, stressed = [], [], [], [], []
     rules: set[str] = set()
     references: dict[str, str] = {}
     dice: dict[tuple[str, str], float] = {}
@@ -60,6 +61,11 @@ def report(
             frame, note = _read_scores(source)
             if note.get("assessment") == "disentanglement":
                 probes.append(probe_part.probes(source, frame, note))
+                continue
+            if note.get("assessment") == "robustness":
+                pictures = [source.parent / name for name in note.get("pictures", [])]
+                shown_pictures = [{"title": p.stem, "src": figures.embed(p)} for p in pictures if p.is_file()]
+                stressed.append(score_part.robustness(frame, note, source.parent.name) | {"pictures": shown_pictures})
                 continue
             tables.append(frame)
             rules.add(str(note.get("rule")))
@@ -83,12 +89,13 @@ def report(
         part for part in (
             f"{len(runs)} runs" if runs else "", f"{len(folders)} prediction sets" if folders else "",
             f"{scores['case'].nunique() - 1} scored cases" if len(scores) else "", f"{len(probes)} tables of probes" if probes else "",
+            f"{len(stressed)} stress tests" if stressed else "",
         ) if part
     )  # fmt: skip
     content: dict[str, Any] = {
         "title": title, "lead": lead, "tasks": score_part.tasks(scores) if len(scores) else [],
         "tables": score_part.conditions(scores) if len(scores) else [], "cases": shown, "runs": runs,
-        "problems": [row for folder in folders for row in case_part.problems(folder)], "probes": probes,
+        "problems": [row for folder in folders for row in case_part.problems(folder)], "probes": probes, "stressed": stressed,
         "rule": " and ".join(sorted(rules)) or "none", "resamples": 2000, "version": __version__, "downloads": [],
     }  # fmt: skip
     if len(scores):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def apply(drawn: Draw, images: Tensor) -> Tensor:
     edges = [0, *(round(share * n) for share in drawn.breaks), n]
     still = next(k for k in range(len(edges) - 1) if edges[k] <= n // 2 < edges[k + 1])
     space = _lines(signal, along)
-    for k, (first, last) in enumerate(zip(edges, edges[1:], strict=False)):
+    for k, (first, last) in enumerate(pairwise(edges)):
         if k == still or first == last:
             continue
         turn = Rotation.from_euler("xyz", drawn.rotations_degrees[k], degrees=True).as_matrix()
