@@ -195,6 +195,26 @@ def test_the_entry_point_says_what_is_wrong(tmp_path: Path, caplog: pytest.LogCa
     assert not (tmp_path / "y.txt").exists()
 
 
+def test_a_mask_lies_on_the_first_scan_even_if_the_model_does_not_know_it(tmp_path: Path) -> None:
+    model_for(tmp_path / "model", 2, contrasts=["DWI"])
+    protocol = read("fomo26")
+    task = challenge.contract(protocol, protocol.task(2), {"weights_sha256": "0"})
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    flair, dwi, out = tmp_path / "flair.nii.gz", tmp_path / "dwi.nii.gz", tmp_path / "mask.nii.gz"
+    nifti.write(flair, _check.made_up_head("odd", "FLAIR"))
+    nifti.write(dwi, _check.made_up_head("plain", "DWI"))
+    assert main(tmp_path, ["--flair", str(flair), "--dwi", str(dwi), "--output", str(out)]) == 0
+    assert all(problem is None for _, problem in _check.look_at_mask(out, flair, [0, 1]))
+    case = CaseInput("x", "", "x", "", {"DWI": dwi})
+    there = predict_case(load(tmp_path / "model"), case).mask
+    assert there is not None
+    assert 0 < np.count_nonzero(there) < there.size
+    ml = [float(np.prod(_check.GRIDS[grid][1])) / 1000 for grid in ("plain", "odd")]
+    here = nifti.read_labels(out)[0].voxels
+    assert np.count_nonzero(here) * ml[1] == pytest.approx(np.count_nonzero(there) * ml[0], rel=0.1)
+    assert main(tmp_path, ["--flair", str(flair), "--dwi", str(tmp_path / "model" / "model.json"), "--output", str(out)]) == 1
+
+
 def test_a_failed_check_is_a_table_and_an_exit_status(tmp_path: Path, run_cli: Run) -> None:
     from .test_check import BROKEN, folder_of
 

@@ -201,7 +201,11 @@ def call(command: Sequence[str | Path], output: Path, *, seconds: float | None, 
                 [*prefix, *map(str, command)], cwd=watch, env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
                 start_new_session=True,
             )  # fmt: skip
-            code, peak = _wait(process, seconds)
+            try:
+                code, peak = _wait(process, seconds)
+            except BaseException:  # Ctrl-C: the child has a session of its own and would live on
+                _stop(process)
+                raise
             taken = time.perf_counter() - start
             errors.seek(0)
             tail = errors.read().decode("utf-8", "replace").strip()[-1500:]
@@ -214,8 +218,6 @@ def call(command: Sequence[str | Path], output: Path, *, seconds: float | None, 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> tuple[int | None, float]:
     """Exit status (None when stopped) and peak resident megabytes of a process."""
-    import signal
-
     start, stopped = time.perf_counter(), False
     while True:
         done, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -223,12 +225,19 @@ def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> tuple[int 
             break
         if not stopped and seconds is not None and time.perf_counter() - start > seconds:
             stopped = True
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _stop(process)
         time.sleep(0.02)
     process.returncode = os.waitstatus_to_exitcode(status)
     scale = 1024**2 if sys.platform == "darwin" else 1024
     return None if stopped else process.returncode, usage.ru_maxrss / scale
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its children."""
+    import signal
+
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def answer_one(folder: Path, *, seconds: float | None = None) -> Outcome:

@@ -84,19 +84,31 @@ def answer(folder: Path, task: dict[str, Any], scans: dict[str, Path], output: P
 
     from ..inference.predictor import predict_case
 
-    first = next(name for entry in task["inputs"] for name in entry["contrasts"] if name in scans and name in model.contrasts)
-    result = predict_case(model, case, reference=first)
+    order = [name for entry in task["inputs"] for name in entry["contrasts"] if name in scans]
+    reference = next((name for name in order if name in model.contrasts), None)  # where None, predict_case says what is wrong
+    result = predict_case(model, case, reference=reference)
     _tell(result.notes)
     if task["kind"] == "segmentation":
         from ..core import nifti
 
         assert result.mask is not None
-        nifti.write_like(output, result.mask, like=scans[first], dtype=result.mask.dtype)
+        mask = result.mask if result.reference == order[0] else _on_grid(result.mask, scans[result.reference], scans[order[0]])
+        nifti.write_like(output, mask, like=scans[order[0]], dtype=mask.dtype)
     elif task["kind"] == "classification":
         probability = _finite(result.classes[task["positive"]], folder)
         artifacts.write_text(output, f"{min(max(probability, 0.0), 1.0):.6f}\n")
     else:
         artifacts.write_text(output, f"{_finite(result.value, folder):.6f}\n")
+
+
+def _on_grid(mask: Any, of: Path, like: Path) -> Any:
+    """A mask on the grid of one scan, brought to that of another (the first scan given is not always one that the model knows)."""
+    from ..core import nifti
+    from ..core.geometry import grid_of, resample_labels
+    from ..core.volume import Volume
+
+    wanted = grid_of(nifti.read_scan(like)[0])
+    return resample_labels(Volume(mask, nifti.read_scan(of)[0].affine), wanted).astype(mask.dtype)
 
 
 def _tell(notes: Sequence[str]) -> None:
