@@ -251,7 +251,7 @@ def test_seeds_are_a_second_level() -> None:
     # subjects are shared, so they cancel from a difference; seeds do not
     sure = over_seeds(runs(0.7, 0.002, 5), "dice", against=still, resamples=400)
     doubt = over_seeds(runs(0.7, 0.05, 5), "dice", against=moving, resamples=400)
-    assert sure.high is not None and doubt.low is not None and doubt.high is not None
+    assert sure.low is not None and sure.high is not None and doubt.low is not None and doubt.high is not None
     assert doubt.high - doubt.low > 5 * (sure.high - sure.low)
     assert over_seeds(still[:1], "dice", against=moving[:1], resamples=20).low is None
     assert "3 seeds say little" in over_seeds(still[:3], "dice", resamples=20).note

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -12,7 +12,7 @@ from neuroprior.metrics import auroc, brier, classification, dice, ece, lesions,
 
 SPACINGS = st.tuples(*[st.sampled_from([0.4, 0.8, 1.0, 1.2, 3.0])] * 3)
 SHAPES = st.tuples(*[st.integers(2, 7)] * 3)
-few = settings(max_examples=80, deadline=None)
+few = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite

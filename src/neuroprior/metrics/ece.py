@@ -110,8 +110,8 @@ def top_label(truth: np.ndarray, probability: np.ndarray, bins: int = 10, scheme
 def debiased(truth: np.ndarray, probability: np.ndarray, bins: int = 10, scheme: Scheme = "width") -> float:
     """ECE less the part that the noise of each bin's share explains (Kumar et al. 2019), at least 0; NaN with no case.
 
-    The gap of a bin of n cases is taken as normal with variance s^2 = share (1 - share) / (n - 1) (shrunk towards one half
-    where the share is 0 or 1); its expected size is that of the folded normal, and the excess over the gap is taken away.
+    The gap of a bin of n cases is taken as normal with variance s^2 = share (1 - share) / (n - 1), the share drawn towards
+    one half by one case so that a pure bin has noise too; its expected size is that of the folded normal, and the excess over the gap is taken away.
     A bin of one case has no variance and enters as it is.
     """
     table = reliability(truth, probability, bins, scheme)
