@@ -6,6 +6,7 @@ trivial floor stands beside every row.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,8 @@ CASE_METRIC = {"segmentation": "dice", "classification": "correct", "regression"
 HEADLINES = {
     "segmentation": ("dice", "nsd"), "classification": ("auroc", "balanced_accuracy"), "regression": ("mae", "pearson_r"),
 }  # fmt: skip
-LOWER_IS_BETTER = frozenset({"absolute_error", "mae", "rmse", "hd95_mm", "brier", "nll", "ece", "ece_equal_mass"})
+COLOURS = ("#2563a8", "#c2571a", "#4b7f52", "#8a94a0")
+"""Of the curves; the last is the floor's."""
 
 
 def looker(context: Context, label_values: Sequence[int]) -> Look:
@@ -383,12 +385,19 @@ def differences(rows: Sequence[Mapping[str, Any]], metric: str, first: str, seco
 
 def plot(path: Path, points: Sequence[Point], floor: float | None, title: str) -> None:
     """Draw the curves with their intervals, and the trivial floor as a line, into a PNG file."""
-    from ..core import artifacts
-    from ._figures import BLUE, GREY, ORANGE, _new
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    figure, (axis,) = _new(5.5, 3.6)
+    from ..core import artifacts
+
+    grey = COLOURS[-1]
+    figure = Figure(figsize=(5.5, 3.6))
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
     conditions = sorted({point.condition for point in points})
-    for number, (condition, colour) in enumerate(zip(conditions, (BLUE, ORANGE, GREY), strict=False)):
+    for number, (condition, colour) in enumerate(zip(conditions, itertools.cycle(COLOURS))):
         mine = sorted((p for p in points if p.condition == condition), key=lambda p: p.subjects)
         x = np.array([p.subjects for p in mine]) * (1 + 0.02 * number)  # side by side, so that intervals do not hide one another
         y = np.array([p.value for p in mine])
@@ -396,7 +405,7 @@ def plot(path: Path, points: Sequence[Point], floor: float | None, title: str) -
         high = np.array([(p.high if p.high is not None else p.value) - p.value for p in mine])
         axis.errorbar(x, y, yerr=np.stack([low, high]).clip(0), fmt="o-", color=colour, markersize=4, capsize=2, label=condition)
     if floor is not None:
-        axis.axhline(floor, color=GREY, linestyle="--", linewidth=1, label="floor")
+        axis.axhline(floor, color=grey, linestyle="--", linewidth=1, label="floor")
     axis.set_xscale("log")
     ticks = sorted({round(p.subjects, 1) for p in points})
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

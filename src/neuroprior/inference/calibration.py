@@ -147,7 +147,7 @@ def fit_temperature(
     *,
     weights: np.ndarray | None = None,
     worth: float | None = None,
-    prior: float | None = 1.0,
+    prior: float | None = 0.5,
 ) -> float:
     """The temperature with the lowest mean negative log-likelihood.
 

@@ -179,7 +179,7 @@ def crossvalidate(
     everyone = [answer for fold in per_fold for answer in fold]
     scores = scoring.score(context, everyone, described)
     for fold, found in zip(made, per_fold, strict=True):
-        mine = replace(context, model=f"fold {fold.name}", condition=f"fold {fold.name}")
+        mine = replace(context, model=f"fold {fold.name}", condition=f"fold {fold.name}", resamples=200)
         scores += [row for row in scoring.score(mine, found, described, floor=False) if row.case == "all"]
     calibration_rows = scoring.calibration_scores(replace(context, model="calibrated"), per_fold, described, level=level)
     scores += calibration_rows

@@ -140,7 +140,8 @@ def fewshot(
     floor = None
     metric = scoring.CASE_METRIC[task]
     for run in runs:
-        context = Context(run.tags["condition"], task, target, condition=run.tags["condition"], seed=seed)
+        # no bootstrap a run: the curve has its own, over cases and seeds together
+        context = Context(run.tags["condition"], task, target, condition=run.tags["condition"], resamples=0, seed=seed)
         kept = (out / run.name / many.ANSWERS).is_file()
         found = many.make(
             opened, run, task, target, out=out, assignments=assignments, contrasts=contrasts, recipe=recipe,
@@ -152,12 +153,13 @@ def fewshot(
         if classes:
             found = many.reordered(found, described["classes"], classes)
             described |= {"classes": classes, "positive": _rarest(values, classes)}
-        made = scoring.score(context, found, described)
+        last = run.tags["shots"] == wanted[-1][0]
+        made = scoring.score(context, found, described, floor=last)
         tags = {"shots": run.tags["shots"], "seed": run.seed, "subjects_learned": len(run.fold.part("train"))}
         mine = [row for row in made if not row.model.startswith("floor")]
         rows += mine
         extra += [tags] * len(mine)
-        if run.tags["shots"] == wanted[-1][0]:  # the floor of the most data: of the last draw
+        if last:  # the floor of the most data
             trivial = [replace(row, condition="floor") for row in made if row.model.startswith("floor")]
             number = [row.value for row in trivial if row.metric == metric and row.case != "all" and row.value is not None]
             if floor is None:

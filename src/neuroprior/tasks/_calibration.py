@@ -102,8 +102,8 @@ def sample_voxels(images: np.ndarray, truth: np.ndarray, n: int, *key: seeds.Key
     """
     from scipy.ndimage import binary_dilation
 
-    head = binary_dilation((images != 0).any(0), iterations=2)
-    near = binary_dilation(truth > 0, iterations=2) & head
+    head = np.asarray(binary_dilation((images != 0).any(0), iterations=2), dtype=bool)
+    near = np.asarray(binary_dilation(truth > 0, iterations=2), dtype=bool) & head
     draw = seeds.generator(*key)
     places, weights = [], []
     for part in (np.flatnonzero(near), np.flatnonzero(head & ~near)):

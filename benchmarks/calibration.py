@@ -1,0 +1,93 @@
+"""Does calibration do what it says? Figures for docs/calibration.md and benchmarks/README.md.
+
+Two parts, both on cases that the calibration did not see:
+
+``simulated``: classifiers whose true probabilities are known, made too sure by a factor; errors whose spread differs between groups.
+``OUT``: what ``neuroprior crossvalidate`` found (its ``scores.parquet``), printed as one table.
+
+Run: python benchmarks/calibration.py simulated | python benchmarks/calibration.py OUT [OUT ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+from scipy.stats import binom
+
+from neuroprior.core import seeds
+from neuroprior.inference import calibration
+from neuroprior.metrics import calibration as measures
+
+LEVEL = 0.9
+
+
+def temperature(repeats: int = 200) -> list[str]:
+    """ECE of the top class before and after, for several sizes of the validation set; 500 new cases each time."""
+    lines = ["too sure by | validation cases | ECE before | ECE after | difference [95 % of repeats] | lower in"]
+    for sharp in (1.0, 2.0, 4.0):
+        for n in (20, 50, 200):
+            before, after = [], []
+            for repeat in range(repeats):
+                draw = seeds.generator("benchmark", "temperature", n, repeat)
+                logits = draw.standard_normal((n + 500, 2)) * 1.5
+                truth = (draw.random(n + 500) < softmax(logits, 1)[:, 1]).astype(int)
+                p = softmax(logits * sharp, 1)
+                found = calibration.fit_temperature(p[:n], truth[:n])
+                q = calibration.temper(p[n:], found)
+                for kept, r in ((before, p[n:]), (after, q)):
+                    kept.append(measures.ece(r.argmax(1) == truth[n:], r.max(1)))
+            d = np.array(after) - np.array(before)
+            low, high = np.quantile(d, [0.025, 0.975])
+            lines.append(
+                f"{sharp:g} | {n} | {np.mean(before):.3f} | {np.mean(after):.3f} | {d.mean():+.3f} [{low:+.3f}, {high:+.3f}] | "
+                f"{(d < 0).mean():.0%}"
+            )
+    return lines
+
+
+def coverage(repeats: int = 2000) -> list[str]:
+    """Coverage of one new case a group and repeat: common half-widths beside half-widths by group, older people twice as hard."""
+    groups = {"F, <40": 1.0, "F, 60+": 2.0, "M, <40": 1.0, "M, 60+": 2.0}
+    hits: dict[tuple[int, str, str], int] = {}
+    for n in (20, 80, 400):
+        for repeat in range(repeats):
+            draw = seeds.generator("benchmark", "coverage", n, repeat)
+            names = list(groups)
+            of = [names[k] for k in draw.integers(0, 4, n)]
+            errors = draw.standard_t(4, n) * np.array([groups[g] for g in of])
+            common = calibration.conformal(errors, LEVEL)
+            by_age = calibration.conformal_by_group(errors, [g.split(", ")[1] for g in of], LEVEL)
+            for g, scale in groups.items():
+                error = abs(float(draw.standard_t(4)) * scale)
+                age = g.split(", ")[1]
+                hits[n, g, "common"] = hits.get((n, g, "common"), 0) + (error <= common.value)
+                hits[n, g, "by age"] = hits.get((n, g, "by age"), 0) + (error <= by_age.get(age, common).value)
+    low, high = binom.interval(0.95, repeats, LEVEL)
+    lines = [f"n | group | common | by age group (binomial range at {LEVEL:g}: {low / repeats:.3f} to {high / repeats:.3f})"]
+    for n in (20, 80, 400):
+        for g in [*groups, "all"]:
+            chosen = groups if g == "all" else [g]
+            shares = [np.mean([hits[n, one, kind] / repeats for one in chosen]) for kind in ("common", "by age")]
+            lines.append(f"{n} | {g} | {shares[0]:.3f} | {shares[1]:.3f}")
+    return lines
+
+
+def found(folder: Path) -> list[str]:
+    """The calibration rows of a cross-validation, in words."""
+    table = pd.read_parquet(folder / "scores.parquet")
+    chosen = table[(table["model"] == "calibrated") | ((table["model"] == "out of fold") & (table["case"] == "all"))]
+    lines = [f"{folder.name}: metric | region | value | 95 % interval | n"]
+    for row in chosen.itertuples():
+        between = "" if pd.isna(row.low) else f"[{row.low:.3f}, {row.high:.3f}]"
+        lines.append(f"{row.metric} | {row.region} | {row.value:.3f} | {between} | {row.n}")
+    return lines
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:] or ["simulated"]:
+        lines = [*temperature(), "", *coverage()] if argument == "simulated" else found(Path(argument))
+        sys.stdout.write("\n".join(lines) + "\n")
