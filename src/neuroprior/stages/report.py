@@ -26,7 +26,7 @@ def report(
     """Write one offline page from any mix of runs, predictions and scores.
 
     Args:
-        sources: run folders, predictions folders, and tables of scores or probes (.parquet).
+        sources: run folders, predictions folders, and tables (.parquet) of scores, few-shot curves, stress tests, probes and audits.
         out: folder of the report: the page, scores.csv, scores.parquet and the viewers of its cases.
         title: of the page.
         format: html (a page for people), md (for a repository or an issue) or json (for programs).
@@ -49,16 +49,23 @@ def report(
     from ..reporting import probes as probe_part
     from ..reporting import runs as run_part
     from ..reporting import scores as score_part
+    from ..reporting import tables as table_part
 
     if format not in FORMATS:
         raise ConfigError(f"unknown --format {format!r}", expected=" or ".join(FORMATS))
-    runs, folders, tables, probes, stressed = [], [], [], [], []
+    runs, folders, tables, probes, stressed, audits, curves = [], [], [], [], [], [], []
     rules: set[str] = set()
     references: dict[str, str] = {}
     dice: dict[tuple[str, str], float] = {}
     for source in map(Path, sources):
         if source.suffix == ".parquet" and source.is_file():
-            frame, note = _read_scores(source)
+            frame, note = _read_table(source)
+            if note["artifact"] == "audit":
+                audits.append(table_part.audit(source, frame))
+                continue
+            if note.get("stage") == "fewshot":
+                curves.append(table_part.curve(source, note))
+                continue
             if note.get("assessment") == "disentanglement":
                 probes.append(probe_part.probes(source, frame, note))
                 continue
@@ -78,7 +85,7 @@ def report(
         else:
             raise InputError(
                 "this is nothing a report is made from", file=source,
-                expected="a run folder, a predictions folder or a table of scores or probes (.parquet)", got="nothing there" if not source.exists() else None,
+                expected="a run folder, a predictions folder or a table (.parquet) of scores, curves, stress tests, probes or an audit", got="nothing there" if not source.exists() else None,
             )  # fmt: skip
     scores = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     shown = []
@@ -90,12 +97,13 @@ def report(
             f"{len(runs)} runs" if runs else "", f"{len(folders)} prediction sets" if folders else "",
             f"{scores['case'].nunique() - 1} scored cases" if len(scores) else "", f"{len(probes)} tables of probes" if probes else "",
             f"{len(stressed)} stress tests" if stressed else "",
+            f"{len(curves)} few-shot curves" if curves else "", f"{len(audits)} audits" if audits else "",
         ) if part
     )  # fmt: skip
     content: dict[str, Any] = {
         "title": title, "lead": lead, "tasks": score_part.tasks(scores) if len(scores) else [],
         "tables": score_part.conditions(scores) if len(scores) else [], "cases": shown, "runs": runs,
-        "problems": [row for folder in folders for row in case_part.problems(folder)], "probes": probes, "stressed": stressed,
+        "problems": [row for folder in folders for row in case_part.problems(folder)], "probes": probes, "stressed": stressed, "audits": audits, "curves": curves,
         "rule": " and ".join(sorted(rules)) or "none", "resamples": 2000, "version": __version__, "downloads": [],
     }  # fmt: skip
     if len(scores):
@@ -122,18 +130,19 @@ def _progress(items: list[Any]) -> Any:
     return track(items, description="drawing cases", disable=len(items) < 2)
 
 
-def _read_scores(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table and what evaluate noted about it."""
+def _read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table and what the command that made it noted about it."""
     import pyarrow.parquet as pq
 
     from ..core.errors import ArtifactError
 
     table = pq.read_table(path)
     note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
-    if note.get("artifact") != "scores":
+    if note.get("artifact") not in ("scores", "audit"):
         raise ArtifactError(
-            "this table holds no scores", file=path, expected="made by neuroprior evaluate or probe", got=note.get("artifact")
-        )
+            "this table holds nothing that a report shows", file=path,
+            expected="made by neuroprior evaluate, crossvalidate, fewshot, stress, probe or audit", got=note.get("artifact"),
+        )  # fmt: skip
     return table.to_pandas(), note
 
 
