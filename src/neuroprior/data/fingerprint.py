@@ -37,7 +37,7 @@ CUBE = 40
 BAND = (3.0, 9.0)
 """Spatial frequencies kept, in cycles per 160 mm: details of 18 to 53 mm."""
 SAME = 0.75
-"""Correlation from which two scans are called copies. Distinct subjects: at most 0.60 among 36 real ones, 0.42 among 200 synthetic
+"""Correlation from which two scans are called copies. Distinct subjects: at most 0.60 among 38 real ones, 0.42 among 200 synthetic
 ones; altered copies of synthetic heads: 0.94 or more, whatever the alteration (``benchmarks/audit.py``)."""
 PART = 200
 """Scans after which a part of the table is written."""

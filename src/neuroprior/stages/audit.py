@@ -234,7 +234,7 @@ def _estimate(todo: list[str], whole: int, sampled: int, cores: int) -> str:
     seconds = (time.perf_counter() - start) * (len(todo) + sampled) / cores
     return (
         f"dry run: {len(todo)} of {whole} scans would be read once to find copies, and at most {sampled} for the probes: "
-        f"about {seconds / 60:.0f} minutes on {cores} cores (--no-duplicates compares names only, --voxels 0 reads none for the probes)"
+        f"{'less than a minute' if seconds < 60 else f'about {seconds / 60:.0f} minutes'} on {cores} cores (--no-duplicates compares names only, --voxels 0 reads none for the probes)"
     )
 
 
