@@ -83,16 +83,16 @@ def main() -> None:
         prepared = predictor.prepare(model, volumes)
         grid = tuple(prepared.images.shape[1:])
         print(f"{shape} at 1 mm, {given.contrasts} contrasts, conformed to {grid} in {wall:.1f} s ({cpu:.1f} s of processor); "
-              f"{given.threads} threads, {given.device}")  # fmt: skip
-        counts, costs = {}, {}
-        for name in PRESETS:
+              f"{given.threads} threads, {given.device}", flush=True)  # fmt: skip
+        counts: dict[str, int] = {}
+        each = None
+        for name in ("balanced", *(name for name in PRESETS if name != "balanced")):
             config = preset(name)
             counts[name] = len(windows.lay(grid, (given.window,) * 3, config.overlap)) * (2 if config.mirror else 1)
-            costs[name] = timed(lambda config=config: predictor.compute(model, prepared, config))
-        for name, (wall, cpu) in costs.items():
-            each = costs["balanced"][1]
+            wall, cpu = timed(lambda config=config: predictor.compute(model, prepared, config))
+            each = each or cpu
             print(f"toy net, {name:<8} {counts[name]:4d} looks  {wall:7.1f} s  {cpu:7.1f} s of processor  {cpu / counts[name]:.3f} s a look  "
-                  f"{cpu / each:.2f} x balanced")  # fmt: skip
+                  f"{cpu / each:.2f} x balanced", flush=True)  # fmt: skip
         paper = build(Path(folder) / "paper", "fomo25", given.window, names)
         for part in (paper.net, paper.head):
             assert part is not None

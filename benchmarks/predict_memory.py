@@ -70,7 +70,7 @@ def main() -> None:
         volume = scan(given.size, spacing)
         resettable = memory.reset_peak()
         before = memory.peak_mb()
-        print(f"before, with the scan in memory: {before} MiB (peak can be reset: {resettable})")
+        print(f"before, with the scan in memory: {before} MiB (peak can be reset: {resettable})", flush=True)
         start = time.perf_counter()
         prepared = predictor.prepare(model, {"T1w": volume})
         print(

@@ -15,7 +15,7 @@ from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.core.geometry import ConformSpec, to_native
 from neuroprior.core.session import conform_session
 from neuroprior.core.volume import Volume
-from neuroprior.inference import ensemble, ladder, memory, windows
+from neuroprior.inference import ensemble, ladder, memory, predictor, windows
 from neuroprior.inference.model import load
 from neuroprior.inference.native import NativeBuilder, native_labels
 from neuroprior.inference.predictor import (
@@ -264,6 +264,19 @@ def test_samples_of_the_posterior_give_numbers_a_spread(tmp_path: Path) -> None:
     flat = load(regressor(tmp_path / "flat", split="none"))
     with pytest.raises(ConfigError, match="no posterior"):
         compute(flat, prepare(flat, {"T1w": volume()}), PredictConfig(samples=2))
+
+
+def test_what_a_head_itself_says_of_its_spread() -> None:
+    """Against the moments of the distribution that the outputs describe."""
+    rows = np.array([[0.0, 2.0], [0.0, 9.0]])
+    task: dict[str, Any] = {"spread": {"kind": "log_variance", "output": 1, "clamp": [-4, 4]}}
+    np.testing.assert_allclose(predictor._own_spread(rows, task), np.exp([1.0, 2.0]))
+    share, levels = np.array([0.2, 0.5, 0.3]), np.array([-1.0, 0.5, 2.0])
+    above = np.array([0.8, 0.3])
+    task = {"spread": {"kind": "cumulative", "levels": levels.tolist()}}
+    got = predictor._own_spread(np.array([[0.0, *np.log(above / (1 - above))]]), task)
+    np.testing.assert_allclose(got, np.sqrt(share @ levels**2 - (share @ levels) ** 2))
+    assert predictor._own_spread(rows, {"spread": None}) is None
 
 
 @pytest.mark.parametrize(

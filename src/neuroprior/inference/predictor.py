@@ -308,16 +308,22 @@ def compute(
     rungs = ladder.rungs(device, config.window_batch) if rungs is None else rungs
     calibration = Calibration.from_json(model.info.get("calibration"))
 
-    def work(rung: ladder.Rung) -> CaseOutput:
+    def move(target: str) -> None:
         for member in model.each:
-            member.net.to(rung.device)
+            member.net.to(target)
             assert member.head is not None
-            member.head.to(rung.device)
+            member.head.to(target)
+
+    def work(rung: ladder.Rung) -> CaseOutput:
+        move(rung.device)
         if model.task["name"] == "segmentation":
             return _segment(model, prepared, config, passes, calibration, rung)
         return _pool(model, prepared, passes, calibration, rung)
 
-    return ladder.climb_down(rungs, work, what=prepared.name, start=start)
+    try:
+        return ladder.climb_down(rungs, work, what=prepared.name, start=start)
+    finally:
+        move(device)  # a case that went to the CPU does not leave the model there
 
 
 def predict_case(
