@@ -95,7 +95,7 @@ class PooledHead(nn.Module):
 
     def pool(self, half: Tensor) -> Tensor:
         """(N, C, x, y, z) -> (N, C) or (N, 2 C)."""
-        flat = half.flatten(2)
+        flat = half.flatten(2).float()  # half precision would lose the small differences that are standardised
         if self.config.pool == "mean":
             return flat.mean(2)
         if self.config.pool == "mean_std":
@@ -107,7 +107,7 @@ class PooledHead(nn.Module):
         anatomy = mean_by_case(self.pool(representation.anatomy), case, n_cases)
         parts = [self.pool(representation.contrast)] if self.config.contrast_channels else []
         for stage in representation.stages if self.config.stage_channels else ():
-            flat = stage.flatten(2)
+            flat = stage.flatten(2).float()
             parts += [flat.mean(2), _spread(flat)]
         return anatomy, torch.cat(parts, 1) if parts else anatomy.new_zeros((case.shape[0], 0))
 

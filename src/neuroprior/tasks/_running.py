@@ -148,7 +148,7 @@ def fine_tune(
         logger.info("dry run: nothing was trained")
         return None
     if getattr(head.config, "standardise", False):
-        _standardise(head, net, store, plan)
+        _standardise(head, net, store, plan, config.training)
     supervised = Supervised(net, head, plan.task)
     training = _resolved(config, strategy, supervised, dataset, out, task)
     config = config.model_copy(update={"training": training, "strategy": strategy})
@@ -213,7 +213,7 @@ def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, traini
         before = read_yaml(out / "recipe.yaml").get("training", {})
         if before.get("steps"):
             return int(before["steps"])
-    device = torch.device("cpu" if training.accelerator == "cpu" or not torch.cuda.is_available() else "cuda")
+    device = _device(training)
     probe = copy.deepcopy(supervised).to(device).train()
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-8)
     seconds = []
@@ -235,10 +235,13 @@ def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, traini
     return found
 
 
-def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, limit: int = 64) -> None:
+def _standardise(
+    head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig, limit: int = 48
+) -> None:
     """Give the pooled head the mean and spread of its features over (at most ``limit``) training cases, seen whole and unaltered."""
     chosen = [plan.train[n] for n in np.unique(np.linspace(0, len(plan.train) - 1, min(limit, len(plan.train))).astype(int))]
-    device = next(net.parameters()).device
+    device = _device(training_config)
+    net.to(device)
     anatomy, scans, contrasts = [], [], []
     training = net.training
     net.eval()
@@ -248,11 +251,16 @@ def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning
             images = np.stack([crop(store.read(case.session.key, name), start, plan.patch) for name in case.contrasts])
             representation = net.encode(torch.from_numpy(images)[:, None].to(device))
             one, rows = head.vectors(representation, torch.zeros(len(images), dtype=torch.int64, device=device), 1)
-            anatomy.append(one)
-            scans.append(rows)
+            anatomy.append(one.cpu())
+            scans.append(rows.cpu())
             contrasts += [plan.contrasts.index(name) for name in case.contrasts]
-    net.train(training)
-    head.standardise_by(torch.cat(anatomy), torch.cat(scans), torch.tensor(contrasts, device=device))
+    net.train(training).to("cpu")
+    head.standardise_by(torch.cat(anatomy), torch.cat(scans), torch.tensor(contrasts))
+
+
+def _device(training: TrainingConfig) -> torch.device:
+    """Where a run's passes outside of the loop are made."""
+    return torch.device("cpu" if training.accelerator == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
 def _recipe(name: str) -> dict[str, Any]:

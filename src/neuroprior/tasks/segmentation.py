@@ -134,12 +134,16 @@ class Segmentation:
         return {"loss": loss, **found}
 
     def describe(self) -> dict[str, Any]:
-        """Label values in class order; the floor of a segmentation is the empty mask."""
+        """Label values in class order; the floor of a segmentation is the empty mask.
+
+        With a label map, ``label_sources`` has the values of each class in the files, to compare with references that are not mapped.
+        """
         described: dict[str, Any] = {
             "name": self.name, "target": self.target, "label_values": list(self.values), "floor": {"empty_mask": True},
         }  # fmt: skip
         if self.config.label_map:
             described["label_map"] = {str(k): v for k, v in sorted(self.config.label_map.items())}
+            described["label_sources"] = [list(source) if isinstance(source, tuple) else [source] for source in self.label_values]
         if self.names:
             described["label_names"] = {str(value): name for value, name in self.names}
         return described
