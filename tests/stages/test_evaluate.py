@@ -123,10 +123,10 @@ def test_every_subset_is_scored_and_named(index_file: Path, tmp_path: Path) -> N
         write(folder / "subsets" / name, "regression", "age", rows, floor={"mean": 50.0})
     made = evaluate(folder, index_file, out=tmp_path / "s.parquet")
     table = pd.read_parquet(tmp_path / "s.parquet")
-    mae = table[(table["metric"] == "mae") & (table["model"] == "p")].set_index("condition")["value"]
+    mae: Any = table[(table["metric"] == "mae") & (table["model"] == "p")].set_index("condition")["value"]
     assert set(mae.index) == {"clean", *names}
     for n, name in enumerate(names, start=1):
-        assert mae[name] == pytest.approx(n)
+        assert float(mae.loc[name]) == pytest.approx(n)
     assert made.subsets is not None
     summary = pd.read_csv(made.subsets, sep="\t")
     assert set(summary["contrasts"]) == set(names)

@@ -146,7 +146,6 @@ def fit_temperature(
     truth: np.ndarray,
     *,
     weights: np.ndarray | None = None,
-    worth: float | None = None,
     prior: float | None = 0.5,
 ) -> float:
     """The temperature with the lowest mean negative log-likelihood.
@@ -155,9 +154,8 @@ def fit_temperature(
         probabilities: (n, classes) of cases (or voxels) that the model did not learn from.
         truth: (n,) int class numbers.
         weights: (n,) of the rows in the mean, where a stratum was sampled more densely than another; equal by default.
-        worth: how many independent observations the rows are worth (voxels of a few cases are worth few); n by default.
         prior: spread of a normal prior on log T about 0, which keeps a handful of cases that are all right (or all wrong) from
-            running to a bound; None for none.
+            running to a bound; None for none, as for voxels, of which there are plenty.
 
     Returns:
         T, within :data:`TEMPERATURES`.
@@ -180,13 +178,12 @@ def fit_temperature(
     rows = np.arange(len(truth))
     share = np.full(len(truth), 1.0) if weights is None else np.asarray(weights, dtype=float)
     share = share / share.sum()
-    n = float(len(truth) if worth is None else worth)
 
     def loss(log_temperature: float) -> float:
         scaled = logs * math.exp(-log_temperature)
         top = scaled.max(1, keepdims=True)
         total = top[:, 0] + np.log(np.exp(scaled - top).sum(1))
-        penalty = 0.0 if prior is None else 0.5 * (log_temperature / prior) ** 2 / n
+        penalty = 0.0 if prior is None else 0.5 * (log_temperature / prior) ** 2 / len(truth)
         return float((share * (total - scaled[rows, truth])).sum()) + penalty
 
     low, high = (math.log(bound) for bound in TEMPERATURES)

@@ -227,7 +227,7 @@ def fit(
     p = np.concatenate([a.voxels for a in given if a.voxels is not None])
     truth = np.concatenate([a.voxel_truth for a in given if a.voxel_truth is not None])
     weights = np.concatenate([a.voxel_weights for a in given if a.voxel_weights is not None])
-    temperature = calibrating.fit_temperature(p, truth, weights=weights, worth=n)
+    temperature = calibrating.fit_temperature(p, truth, weights=weights, prior=None)
     after = calibrating.temper(p, temperature)
     facts |= {"nll_before": calibrating.nll(p, truth, weights), "nll_after": calibrating.nll(after, truth, weights)}
     widths = {
