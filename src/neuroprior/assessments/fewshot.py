@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..core.records import Score
 from ..data.cases import Case
 from ..inference import calibration as calibrating
 from ..inference.calibration import Calibration
-from ..metrics import calibration as measures
+from ..metrics import brier, ece, intervals, nll
 from ..metrics._bootstrap import bounds, interval
 from ..tasks import _calibration as fitting
 from ..tasks._calibration import Answer, Look
@@ -241,7 +242,7 @@ def before_and_after(
     """Calibration of (n,) positive-class probabilities before and after, and the paired difference, with intervals over subjects."""
     made = []
     for metric, function in (
-        ("ece", measures.ece), ("ece_equal_mass", measures.ece_equal_mass), ("brier", measures.brier), ("nll", measures.nll),
+        ("ece", ece.ece), ("ece_mass", partial(ece.ece, scheme="mass")), ("brier", brier.brier), ("nll", nll.binary),
     ):  # fmt: skip
 
         def both(k: np.ndarray, f: Any = function) -> tuple[float, float]:
@@ -275,11 +276,11 @@ def interval_scores(
         n = int(mine.sum())
         if n == 0:
             continue
-        share = measures.coverage(truth[mine], low[mine], high[mine])
+        share = intervals.coverage(truth[mine], low[mine], high[mine])
         bottom, top = wilson(share, n)
         row = context.row("all", "all", "coverage", region, share, f"promised {level:.3g}", n=n)
         made.append(replace(row, low=bottom, high=top))
-        made.append(context.row("all", "all", "interval_width", region, measures.width(low[mine], high[mine]), n=n))
+        made.append(context.row("all", "all", "interval_width", region, intervals.width(low[mine], high[mine]), n=n))
     return made
 
 

@@ -29,6 +29,7 @@ from ..inference.presets import PredictConfig
 from ..metrics._bootstrap import mean_interval
 from ._corruptions import LEVELS, SEVERITIES, corrupt
 from .accuracy import Context, classify, regress, segmentation_case, summarise
+from .significance import LOWER_IS_BETTER
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ HEADLINES = {
 """Task -> the metrics that are summarised over severities."""
 CASE_METRIC = {"dice": "dice", "nsd": "nsd", "lesion_f1": "lesion_f1", "mae": "absolute_error"}
 """Metric of the set -> the per-case metric whose mean it is, where there is one: its summary has an interval."""
-LESS_IS_BETTER = frozenset({"mae", "brier", "absolute_error"})
 
 
 class Config(BaseConfig):
@@ -270,7 +270,7 @@ def _summary_of(
     cases: Mapping[tuple[str, int], Mapping[str, Score]] | None, context: Context,
 ) -> list[Score]:  # fmt: skip
     corruptions = list(dict.fromkeys(name for name, _ in conditions if name))
-    less = metric in LESS_IS_BETTER
+    less = metric in LOWER_IS_BETTER
     measures = {"overall": overall, "degradation": lambda clean, at: degradation(clean, at, less_is_better=less)}
     made = []
     for measure, function in measures.items():

@@ -27,8 +27,8 @@ from ..metrics import auroc, errors, operating, paired
 from ..metrics._bootstrap import FEWEST, bounds, mean_interval
 
 LOWER_IS_BETTER = frozenset((
-    "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml", "volume_error_relative", "absolute_error", "mae", "rmse", "ece", "brier", "nll", "aurc",
-    "excess_aurc", "crps", "interval_score",
+    "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml", "volume_error_relative", "absolute_error", "mae", "rmse", "ece", "ece_mass", "ece_debiased",
+    "brier", "brier_reliability", "nll", "aurc", "excess_aurc", "crps", "interval_score",
 ))  # fmt: skip
 """Metrics of which less is better; of all others more is."""
 

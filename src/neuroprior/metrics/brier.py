@@ -69,6 +69,12 @@ def decompose(truth: np.ndarray, probability: np.ndarray, bins: int | None = 10)
     )
 
 
+def brier(truth: np.ndarray, probability: np.ndarray) -> float:
+    """Mean squared difference of the positive class's (n,) probability from 0 or 1; NaN with no case."""
+    t, p = _inputs.binary(truth, probability)
+    return float(((p - t) ** 2).mean()) if t.size else float("nan")
+
+
 def multiclass(truth: np.ndarray, probability: np.ndarray) -> float:
     """Mean over cases of the squared distance to the one-hot truth, in [0, 2] (Brier 1950): twice the binary score with two classes.
 

@@ -1,7 +1,6 @@
 """Expected calibration error in its variants, with the table behind a reliability diagram.
 
-Equal width: bins of [0, 1] (Naeini et al. 2015; Guo et al. 2017), the same number as
-:func:`neuroprior.metrics.calibration.ece`. Equal mass: bins of equal numbers of cases in the order of the probabilities
+Equal width: bins of [0, 1] (Naeini et al. 2015; Guo et al. 2017), the last including 1. Equal mass: bins of equal numbers of cases in the order of the probabilities
 (Nguyen and O'Connor 2015); equal probabilities stay in one bin. Class-wise: the mean over classes of each class's own ECE (Kull et al. 2019).
 Top label: the largest probability against whether its class is right.
 

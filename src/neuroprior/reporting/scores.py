@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..assessments.accuracy import paired_difference
+from ..assessments.significance import LOWER_IS_BETTER
 from ..core.records import Score
 from . import figures
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LOWER_IS_BETTER = frozenset(
-    {"hd95_mm", "assd_mm", "mae", "rmse", "absolute_error", "ece", "brier", "nll", "aurc", "volume_difference_ml"}
-)
-"""Metrics of which less is better; of all others more is."""
 ORDER = (
     "dice", "nsd", "hd95_mm", "lesion_f1", "lesion_recall", "empty_specificity", "volume_difference_ml", "auroc", "auprc",
     "balanced_accuracy", "f1", "sensitivity", "specificity", "ece", "brier", "mae", "rmse", "pearson_r",

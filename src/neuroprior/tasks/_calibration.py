@@ -26,7 +26,7 @@ from ..inference import model as models
 from ..inference import windows
 from ..inference.calibration import Calibration
 from ..inference.predictor import _covariates
-from ..metrics import calibration as measures
+from ..metrics import ece
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def fit(
         after = calibrating.temper(p, temperature)
         facts |= {"nll_before": calibrating.nll(p, truth), "nll_after": calibrating.nll(after, truth)}
         right = p.argmax(1) == truth
-        facts |= {"ece_before": measures.ece(right, p.max(1)), "ece_after": measures.ece(right, after.max(1))}
+        facts |= {"ece_before": ece.ece(right, p.max(1)), "ece_after": ece.ece(right, after.max(1))}
         threshold = calibrating.abstain_threshold(after.max(1), coverage=coverage)
         return Calibration(n, temperature, level, {}, threshold, level, {}, facts)
     p = np.concatenate([a.voxels for a in given if a.voxels is not None])
