@@ -135,3 +135,24 @@ def test_every_subset_is_scored_and_named(index_file: Path, tmp_path: Path) -> N
     write(folder / "subsets" / "T1w", "classification", "sex", [])
     with pytest.raises(ArtifactError, match="of another task"):
         evaluate(folder, index_file, out=tmp_path / "s.parquet")
+
+
+def test_predicted_subsets_of_three_contrasts_are_seven_conditions(index_file: Path, store_path: Path, tmp_path: Path) -> None:
+    """The whole way: fine-tune, predict from every subset, score; native masks against the index's labels."""
+    from neuroprior.stages.finetune import finetune
+    from neuroprior.stages.predict import predict
+
+    settings = ["training.steps=2", "training.accelerator=cpu", "training.schedule.warmup_steps=1", "data.patch=16"]
+    run = finetune(store_path, "scratch", "segmentation", "lesion", out=tmp_path / "run", set=settings)
+    predict(run, [str(index_file)], out=tmp_path / "p", split="test", subsets=True, preset="fast", device="cpu")
+    made = evaluate(tmp_path / "p", index_file, out=tmp_path / "s.parquet")
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    mine = table[(table["model"] == "p") & (table["metric"] == "dice") & (table["case"] == "all")]
+    conditions = set(mine["condition"]) - {"clean"}
+    assert len(conditions) == 7
+    assert {frozenset(name.split("+")) for name in conditions} == {
+        frozenset(part)
+        for part in ({"T1w"}, {"T2w"}, {"FLAIR"}, {"T1w", "T2w"}, {"T1w", "FLAIR"}, {"T2w", "FLAIR"}, {"T1w", "T2w", "FLAIR"})
+    }
+    assert made.subsets is not None
+    assert len(made.subset_headlines) == 7
