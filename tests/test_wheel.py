@@ -36,7 +36,7 @@ def test_the_wheel_installs_and_runs_without_the_source_tree(tmp_path: Path) -> 
     assert str(site) in done.stderr
     assert "fomo25" in done.stdout
     for name in (
-        "stages/report.html.j2",
+        "reporting/page.html.j2",
         "stages/speedrun.sh",
         "recipes/tiny.yaml",
         "protocols/fomo26.yaml",

@@ -17,11 +17,13 @@ __all__ = [
     "__version__",
     "anatomy",
     "audit",
+    "crossvalidate",
     "demo",
     "doctor",
     "embed",
     "evaluate",
     "export",
+    "fewshot",
     "finetune",
     "index",
     "load",
@@ -30,6 +32,7 @@ __all__ = [
     "pretrain",
     "probe",
     "report",
+    "stress",
     "synthesise",
 ]
 

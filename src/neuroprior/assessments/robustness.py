@@ -22,6 +22,7 @@ from ..core.errors import ArtifactError, InputError, NeuropriorError, suggestion
 from ..core.geometry import corner_distance_mm, grid_of, resample_labels
 from ..core.records import BAD, Scan, Score
 from ..core.volume import Volume
+from ..data.cases import mapped_labels
 from ..inference.inputs import from_scans
 from ..inference.model import Model
 from ..inference.predictor import CaseInput, CaseOutput, compute, prepare, usable
@@ -193,6 +194,7 @@ def assess(
 def _mask_rows(context: Context, model: Model, item: Judged, mask: np.ndarray | None, grid: Any, note: str = "") -> list[Score]:
     """Rows of one mask against its reference; a missing mask counts as an empty one."""
     truth, _ = nifti.read_labels(item.truth)
+    truth = Volume(mapped_labels(truth.voxels, model.task), truth.affine)
     voxels, spacing = truth.voxels, truth.spacing_mm
     if mask is None:
         mask = np.zeros_like(voxels)

@@ -110,7 +110,7 @@ def _contrasts_of(task: Task) -> str:
     return ", ".join(" or ".join(entry.contrasts) for entry in task.inputs)
 
 
-def contract(protocol: Protocol, task: Task, info: Mapping[str, Any]) -> dict[str, Any]:
+def contract(protocol: Protocol, task: Task, info: Mapping[str, Any], preset: str = "fast") -> dict[str, Any]:
     """The content of ``task.json``: all that ``predict`` and the check need to know."""
     has = info.get("task") or {}
     return {
@@ -119,7 +119,7 @@ def contract(protocol: Protocol, task: Task, info: Mapping[str, Any]) -> dict[st
         "inputs": [entry.model_dump(mode="json") for entry in task.inputs],
         "labels": None if task.labels is None else list(task.labels),
         "positive": has.get("positive") if task.kind == "classification" else None,
-        "seconds": protocol.limits.seconds, "weights_sha256": info["weights_sha256"],
+        "seconds": protocol.limits.seconds, "preset": preset, "weights_sha256": info["weights_sha256"],
     }  # fmt: skip
 
 
@@ -273,7 +273,9 @@ def require_small(folder: Path, lines: Sequence[str], limit: int = MAX_BYTES) ->
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def write(model: Path, protocol: Protocol, task: Task, out: Path, *, partial: bool = False) -> dict[str, Any]:
+def write(
+    model: Path, protocol: Protocol, task: Task, out: Path, *, partial: bool = False, preset: str = "fast"
+) -> dict[str, Any]:
     """Write the folder, answer one synthetic case with it, and list what that loaded.
 
     Args:
@@ -281,6 +283,7 @@ def write(model: Path, protocol: Protocol, task: Task, out: Path, *, partial: bo
         protocol, task: what is asked.
         out: where to write; must not hold anything but an earlier export.
         partial: see :func:`fit`.
+        preset: how the container predicts (``inference.presets``).
 
     Returns:
         ``task.json`` with ``bytes`` and ``notes``.
@@ -306,7 +309,7 @@ def write(model: Path, protocol: Protocol, task: Task, out: Path, *, partial: bo
     _copy_model(source, out / MODEL)
     artifacts.write_text(out / ENTRY, _ENTRY)
     os.chmod(out / ENTRY, 0o755)
-    described = contract(protocol, task, info)
+    described = contract(protocol, task, info, preset)
     artifacts.write_json(out / TASK, described)
 
     from ._check import answer_one

@@ -104,6 +104,20 @@ def class_numbers(label: np.ndarray, values: Sequence[Source]) -> np.ndarray:
     return numbers
 
 
+def mapped_labels(labels: np.ndarray, task: Mapping[str, Any]) -> np.ndarray:
+    """A reference as the model's label values: the same array, or, where the model learned with a label map, mapped by it.
+
+    Args:
+        labels: label map as in the files.
+        task: with ``label_values`` and, with a label map, ``label_sources``.
+    """
+    sources = task.get("label_sources")
+    if not sources:
+        return labels
+    lookup = np.array([0, *task["label_values"]])
+    return lookup[class_numbers(labels, [tuple(source) for source in sources])]
+
+
 def class_shares(store: Store, key: str, name: str, values: Sequence[Source], box: Box | None = None) -> np.ndarray:
     """(1 + len(values), x, y, z) float32 shares of the classes in each voxel, the background (what is left of 1) first."""
     sources = [value if isinstance(value, tuple) else (value,) for value in values]

@@ -273,6 +273,7 @@ def _segmentation(
     from ..core.errors import InputError
     from ..core.geometry import grid_of, resample_labels
     from ..core.volume import Volume
+    from ..data.cases import mapped_labels
 
     values = info["label_values"]
     regions = {context.target: values[0]} if len(values) == 1 else {f"{context.target} {value}": value for value in values}
@@ -291,6 +292,7 @@ def _segmentation(
             continue
         references[row["case"]] = label_path
         truth, _ = nifti.read_labels(label_path)
+        truth = Volume(mapped_labels(truth.voxels, info), truth.affine)
         note = ""
         if row["status"] == "ok" and row["output"]:
             guess, _ = nifti.read_labels(predictions / row["output"])

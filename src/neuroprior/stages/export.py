@@ -65,6 +65,7 @@ def export(
     task: str | None = None,
     out: Path | None = None,
     partial: bool = False,
+    preset: str = "fast",
     seconds: float | None = None,
     memory_gb: float | None = None,
     full_size: bool = True,
@@ -78,6 +79,7 @@ def export(
         task: the task's number or name.
         out: where the exported folder goes.
         partial: accept a model that does not know every contrast of the task.
+        preset: how the container predicts: fast, balanced or accurate; challenges limit the seconds of a case.
         seconds: check: most seconds a case; by default the protocol's limit.
         memory_gb: check: most memory of a case in GB; by default it is only reported.
         full_size: check: also ask for a case of 1 mm.
@@ -116,6 +118,7 @@ def export(
 
     from ..bridges import challenge
     from ..core import shelf
+    from ..inference import presets
     from ..protocols import read
 
     missing = [f"--{name}" for name, value in (("protocol", protocol), ("task", task), ("out", out)) if value is None]
@@ -125,5 +128,6 @@ def export(
             expected=f"--protocol {'|'.join(shelf.names('protocols'))} --task NUMBER --out DIR",
         )
     rules = read(protocol)
-    made = challenge.write(source, rules, rules.task(task), out, partial=partial)
+    presets.preset(preset)
+    made = challenge.write(source, rules, rules.task(task), out, partial=partial, preset=preset)
     return ExportSummary(out, notes=tuple(made["notes"]), megabytes=made["bytes"] / 1e6)

@@ -19,7 +19,7 @@ import torch
 from ..core import seeds
 from ..core.errors import InputError
 from ..core.volume import spacing_mm
-from ..data.cases import Case, class_numbers
+from ..data.cases import Case, class_numbers, mapped_labels
 from ..data.store import Store
 from ..inference import calibration as calibrating
 from ..inference import model as models
@@ -165,7 +165,7 @@ def _segmentation(
     values = model.task["label_values"]
     probability = windows.segment(model, tensor, names, window=model.task["window"]).float().cpu().numpy()
     label = store.read_label(case.session.key, str(case.target))
-    truth = class_numbers(label, values)
+    truth = class_numbers(mapped_labels(label, model.task), values)
     guess = probability.argmax(0)
     spacing = spacing_mm(case.session.affine)
     voxel_ml = float(np.prod(spacing)) / 1000

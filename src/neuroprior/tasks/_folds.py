@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from ..core import artifacts
-from ..core.config import override, parse
 from ..core.errors import ArtifactError, ConfigError, InputError
 from ..data import splits
 from ..data.cases import Case
@@ -56,8 +55,7 @@ class Run:
 
 def settings(assignments: Sequence[str], *, seed: int) -> finetuning.FineTuneConfig:
     """The fine-tuning settings of ``key=value`` assignments on the defaults."""
-    values = override({"training": finetuning.DEFAULT_TRAINING | {"seed": seed}}, assignments)
-    return parse(finetuning.FineTuneConfig, values)
+    return finetuning.settings(assignments, seed=seed)
 
 
 def targets(
@@ -107,7 +105,7 @@ def label_values(store: Store, target: str, subjects: Sequence[str]) -> list[int
     values: set[int] = set()
     for session in store.sessions:
         if session.subject in wanted and target in session.labels:
-            values |= {int(v) for v in np.unique(store.read_label(session.key, target))} - {0}
+            values |= set(session.labels[target]["values"]) - {0}
     return sorted(values)
 
 
