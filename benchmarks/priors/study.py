@@ -108,11 +108,7 @@ def probe_seed(out: Path, rows: list[str], seed: int, split: str, patch: list[in
     store = Store.open(out / "data" / "travelling_store")
     folder = out / "probes"
     folder.mkdir(exist_ok=True)
-    views: dict[str, Any] = {
-        "misalignment_mm": 4.0,
-        "margin_mm": 0.0,
-        "seed": seed,
-    }
+    views = {"misalignment_mm": 4.0, "box": patch, "seed": seed}
     config = dis.Config.model_validate({"views": views, "probes": {}, "swaps": 48, "seed": 0})
     for row in rows:
         table = folder / f"{split}-{row}-{seed}.parquet"

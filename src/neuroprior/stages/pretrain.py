@@ -129,9 +129,23 @@ def pretrain(
         "patch": list(settings.data.size), "steps": config.steps, "seed": config.seed,
     }  # fmt: skip
 
+    still = PairDataset(
+        opened, ("train",), settings.data.model_copy(update={"jitter": 0}), seed=config.seed + 4, anatomy=vectors, batch=config.batch
+    )  # fmt: skip
+
+    def finished(module: Any) -> Any:
+        """The net, with what the objective does to it when training is over."""
+        if not hasattr(module, "finished"):
+            return module.net
+        pairs = module.config.refine_pairs
+        return module.finished(
+            collate_pairs([still[first + k] for k in range(config.batch)]) for first in range(0, pairs, config.batch)
+        )
+
     def save(module: Any, folder: Path) -> None:
+        net = finished(module)
         models.save(
-            folder, net=module.net, net_name=settings.net_name, net_config=net.config.model_dump(mode="json"), spec=opened.spec,
+            folder, net=net, net_name=settings.net_name, net_config=net.config.model_dump(mode="json"), spec=opened.spec,
             contrasts=summary["contrasts"], kind="pretrained", method=method, data=summary,
         )  # fmt: skip
 
