@@ -14,9 +14,6 @@ Departures, each a value that is off in the paper's form or stands in for what i
   (cross-entropy with soft labels from a 1x1x1 convolution).
 - a net with ``net.summary``: the vector is read from those channels by one linear layer, and agreement and blindness are asked of the
   others: two terms that compete for one set of channels leave the vector out.
-- ``pathology_pool="max"``: the head looks at every cell, and the most suspicious one speaks for the scan.
-- ``altered``: a made-up lesion in some scans of the whole view, and each cell of the pathology part tells whether it holds one; the
-  anatomy half meets it as a disturbance (after Tan et al. 2020, arXiv 2011.04197, where patches of other scans are blended in).
 - ``refine``: a linear map fitted in closed form to the anatomy half when training is over (see ``_refine``).
 - ``agreement``: a term between the anatomy halves of the two scans of a pair (see ``_agreement``), ``cross``: each scan
   decoded from the pair's mean anatomy and its own remainder, ``blind``: a classifier of the contrast on the anatomy half
@@ -40,7 +37,6 @@ from ..core.representation import Representation, select
 from ..data.records import PairBatch
 from ._adversary import Adversary
 from ._agreement import Agreement, agreement
-from ._altered import altered, cells_of
 from ._masking import block_mask
 from ._moments import contrast_gap
 from ._pooling import pooled
@@ -92,15 +88,11 @@ class Config(BaseConfig):
     """Weight of the term that makes the anatomy half forget the contrast; the paper has none."""
     blind_form: Literal["adversary", "moments"] = "adversary"
     """A classifier of the contrast whose gradient is reversed, or the discrepancy between the contrasts' features in the batch."""
-    pathology_pool: Literal["cells", "max"] = "cells"
-    """What the pathology head sees: the pooled grid (the paper's), or each cell by itself, the largest answer counting."""
-    altered: float = Field(default=0.0, ge=0)
-    """Weight of finding made-up lesions, which needs ``view=whole``; the paper has none."""
-    altered_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of scans of the whole view that get a made-up lesion."""
     refine: int = Field(default=0, ge=0)
-    """Directions of the anatomy half that are kept by the closed-form map after training; 0 leaves it as trained. Needs
-    ``net.refined``."""
+    """Directions of the anatomy half (its summary left out) that are kept by the closed-form map after training; 0 leaves it as trained.
+    Needs ``net.refined``."""
+    refine_summary: int = Field(default=0, ge=0)
+    """Directions of the summary that are kept; 0 leaves it as trained."""
     refine_contrast: float = Field(default=10.0, ge=0)
     """How much the differences between the contrasts' means weigh, beside those within pairs, when directions are chosen."""
     refine_pairs: int = Field(default=1000, ge=2)
@@ -112,8 +104,6 @@ class Config(BaseConfig):
     def _possible(self) -> Config:
         if self.target == "map" and self.anatomy and not self.map_labels:
             raise ValueError("target=map needs objective.map_labels, the ids of the label map")
-        if self.altered and self.view != "whole":
-            raise ValueError("objective.altered needs objective.view=whole: hidden blocks and made-up lesions do not go together")
         return self
 
 
@@ -159,11 +149,7 @@ class AnatomySplit(nn.Module):
             )
         self.pathology_head: nn.Module | None = None
         if config.pathology:
-            self.pathology_head = (
-                nn.Conv3d(self.pathology_channels, 1, 1) if config.pathology_pool == "max"
-                else VectorHead(self.pathology_channels * cells, 2, centre="none", final_norm=True)
-            )  # fmt: skip
-        self.altered_head = nn.Conv3d(self.pathology_channels, 1, 1) if config.altered else None
+            self.pathology_head = VectorHead(self.pathology_channels * cells, 2, centre="none", final_norm=True)
         adversary = config.blind and config.blind_form == "adversary" and len(config.contrasts) > 1
         self.adversary = Adversary(self.local, config.contrasts) if adversary else None
 
@@ -177,19 +163,11 @@ class AnatomySplit(nn.Module):
         loss = c.reconstruction * parts["reconstruction"]
         n = batch["image_a"].shape[0]
         copies = image.shape[0] // n
-        ill = torch.zeros(image.shape[0], dtype=torch.bool)
-        if c.altered:
-            image, where, ill = altered(image, [batch["sample"]] * copies, c.altered_share, seed=seed)
-            code = self.net.encode(image)
-            parts["altered"] = self._altered(code, where)
-            loss = loss + c.altered * parts["altered"]
-        elif c.view == "whole":
+        if c.view == "whole":
             code = self.net.encode(image)
         for name, weight in (("anatomy", c.anatomy), ("pathology", c.pathology)):
             if weight:
-                parts[name] = (
-                    self._anatomy(code, batch, copies) if name == "anatomy" else self._pathology(code, batch, copies, ill)
-                )
+                parts[name] = self._anatomy(code, batch, copies) if name == "anatomy" else self._pathology(code, batch, copies)
                 loss = loss + weight * parts[name]
         paired = batch["paired"].to(image.device, non_blocking=True)
         if copies == 2 and c.agreement:
@@ -259,40 +237,25 @@ class AnatomySplit(nn.Module):
                 each = functional.smooth_l1_loss(guess, target, reduction="none").mean(1)
         return _mean_where(each, has)
 
-    def _pathology(self, code: Representation, batch: PairBatch, copies: int, ill: Tensor) -> Tensor:
-        """Healthy or not; a scan with a made-up lesion is neither."""
+    def _pathology(self, code: Representation, batch: PairBatch, copies: int) -> Tensor:
         assert self.pathology_head is not None
         health = torch.cat([batch["health"]] * copies).to(code.contrast.device)
-        health = health.masked_fill(ill.to(health.device), -1)
         part = code.contrast[:, : self.pathology_channels]
-        if self.config.pathology_pool == "max":
-            logit = self.pathology_head(part).float()
-            if code.visible is not None:
-                logit = logit.masked_fill(~code.visible, float("-inf"))
-            each = functional.binary_cross_entropy_with_logits(
-                logit.flatten(1).amax(1), health.clamp(min=0).float(), reduction="none"
-            )
-        else:
-            logits = self.pathology_head(pooled(part, code.visible, self.config.cells)).float()
-            each = functional.cross_entropy(logits, health.clamp(min=0), reduction="none")
+        logits = self.pathology_head(pooled(part, code.visible, self.config.cells)).float()
+        each = functional.cross_entropy(logits, health.clamp(min=0), reduction="none")
         return _mean_where(each, health >= 0)
 
-    def _altered(self, code: Representation, where: Tensor) -> Tensor:
-        """Binary cross-entropy of each cell, with and without a made-up lesion weighing the same."""
-        assert self.altered_head is not None
-        logit = self.altered_head(code.contrast[:, : self.pathology_channels]).float()
-        truth = cells_of(where, self.code_stride)
-        each = functional.binary_cross_entropy_with_logits(logit, truth, reduction="none")
-        sides = [(each * side).sum() / side.sum().clamp(min=1) for side in (truth, 1 - truth)]
-        return (sides[0] + sides[1]) / 2
-
     def finished(self, batches: Iterable[PairBatch]) -> nn.Module:
-        """A copy of the net whose anatomy half has been refined on pairs; the net itself where ``refine`` is 0.
+        """A copy of the net whose anatomy half has been refined on pairs; the net itself where nothing is to be refined.
+
+        The summary and the other channels have each their own map.
 
         Args:
             batches: pairs of training subjects, as they are seen while training.
         """
-        if not self.config.refine:
+        c = self.config
+        blocks = [(slice(0, self.local), c.refine), (slice(self.local, self.local + self.summary), c.refine_summary)]
+        if not any(keep for _, keep in blocks):
             return self.net
         net: Any = copy.deepcopy(self.net).eval()
         device = next(net.parameters()).device
@@ -304,12 +267,14 @@ class AnatomySplit(nn.Module):
                 a, b = (net.encode(batch[name][rows].to(device)).anatomy for name in ("image_a", "image_b"))
                 found.append(torch.stack([a, b], 1).flatten(3).cpu())
                 names += [(batch["contrast_a"][k], batch["contrast_b"][k]) for k in rows.tolist()]
-        made = fit_refinement(torch.cat(found).double(), names, self.config.refine, self.config.refine_contrast)
-        for linear, weight, offset in (
-            (net.latent["refine"], made.weight, made.offset), (net.latent["restore"], made.inverse, made.mean),
-        ):  # fmt: skip
-            linear.weight.copy_(weight)
-            linear.offset.copy_(offset)
+        pairs = torch.cat(found).double()
+        for block, keep in blocks:
+            if keep:
+                made = fit_refinement(pairs[:, :, block], names, keep, c.refine_contrast)
+                for name, weight, offset in (("refine", made.weight, made.offset), ("restore", made.inverse, made.mean)):
+                    linear = net.latent[name]
+                    linear.weight[block, block] = weight.to(linear.weight)
+                    linear.offset[block] = offset.to(linear.offset)
         return net.train(self.net.training)
 
     @torch.no_grad()
