@@ -131,6 +131,7 @@ class AnatomySplit(nn.Module):
             )
         self.summary: int = getattr(n.config, "summary", 0)
         self.local: int = n.anatomy_channels - self.summary
+        self.refines = bool(config.refine or config.refine_summary)
         self.couples_samples = (
             bool(self.summary)
             or config.centre != "none"
@@ -254,9 +255,9 @@ class AnatomySplit(nn.Module):
             batches: pairs of training subjects, as they are seen while training.
         """
         c = self.config
-        blocks = [(slice(0, self.local), c.refine), (slice(self.local, self.local + self.summary), c.refine_summary)]
-        if not any(keep for _, keep in blocks):
+        if not self.refines:
             return self.net
+        blocks = [(slice(0, self.local), c.refine), (slice(self.local, self.local + self.summary), c.refine_summary)]
         net: Any = copy.deepcopy(self.net).eval()
         device = next(net.parameters()).device
         found: list[Tensor] = []
