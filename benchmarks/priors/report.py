@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rows import ROWS
+from rows import ROWS, UNREFINED
 
 from neuroprior.assessments import disentanglement as dis
 from neuroprior.core import artifacts
@@ -21,12 +21,22 @@ COLUMNS: tuple[tuple[str, tuple[str, str, str, str]], ...] = (
     ("age R2, linear (spatial)", ("age", "linear_r2", "spatial", "higher")),
     ("regional volumes R2, linear (spatial)", ("volumes", "linear_r2", "spatial", "higher")),
     ("contrast, kNN (spatial)", ("contrast", "knn_balanced_accuracy", "spatial", "lower")),
+    ("contrast, perceptron (spatial)", ("contrast", "mlp_balanced_accuracy", "spatial", "lower")),
     ("contrast, linear (spatial)", ("contrast", "linear_balanced_accuracy", "spatial", "lower")),
     ("lesion in its place on FLAIR, AUROC", ("lesion", "linear_auroc_same_place", "cells, FLAIR", "higher")),
     ("between-subject / across-contrast variance", ("subject", "variance_ratio_contrasts", "sampled", "higher")),
 )
 """Heading -> target, metric, features, which direction is meant for the anatomy half."""
 TRIVIAL = ("outline", "raw_pixels", "random_weights")
+CONSTANT = {
+    "linear_r2": 0.0,
+    "knn_balanced_accuracy": 1 / 3,
+    "linear_balanced_accuracy": 1 / 3,
+    "mlp_balanced_accuracy": 1 / 3,
+    "linear_auroc_same_place": 0.5,
+}
+"""What one answer for everybody scores, by definition."""
+CEILING = "true_volumes"
 
 
 def _found(out: Path, row: str, split: str) -> dict[int, dis.Assessment]:
@@ -61,12 +71,14 @@ def disentanglement_table(out: Path, split: str) -> list[str]:
     lines: list[str] = []
     trivial = _found(out, "trivial", split)
     for half in ("anatomy", "contrast"):
-        rows = []
+        floor = [CONSTANT.get(metric) for _, (_, metric, _, _) in COLUMNS]
+        rows = [["*constant*", "", *("–" if value is None else f"{value:.2f}" for value in floor)]]
         for model in TRIVIAL:
             regions = sorted({score.region for a in trivial.values() for score in a.scores if score.model == model})
             region = half if half in regions else (regions[0] if regions else half)
             rows.append([f"*{model}*", str(len(trivial)), *(_cell(trivial, model, region, question) for _, question in COLUMNS)])
-        for row in ROWS:
+        rows.append([f"*{CEILING}*", str(len(trivial)), *(_cell(trivial, CEILING, "image", question) for _, question in COLUMNS)])
+        for row in (*ROWS, *UNREFINED):
             found = _found(out, row, split)
             if found and any(score.region == half and score.value is not None for a in found.values() for score in a.scores):
                 rows.append([row, str(len(found)), *(_cell(found, row, half, question) for _, question in COLUMNS)])
@@ -94,6 +106,22 @@ def difference_table(out: Path, split: str, row: str = "ours") -> list[str]:
             cells.append(f"{np.mean(values):+.2f} [{low:+.2f}, {high:+.2f}]" if values else "–")
         lines.append([heading, half, *cells])
     return _table(["question", "half", *(f"{row} - {name}" for name in TRIVIAL)], lines)
+
+
+def halves_table(out: Path, split: str, row: str = "ours") -> list[str]:
+    """The anatomy half of a row minus its contrast half, paired over subjects."""
+    found, lines = _found(out, row, split), []
+    for heading, (target, metric, condition, _) in COLUMNS:
+        values, draws = [], []
+        for one in found.values():
+            left, right = ((row, target, metric, half, condition) for half in ("anatomy", "contrast"))
+            if left in one.draws and right in one.draws:
+                values.append(dis.difference(one, left, right)["difference"])
+                draws.append(one.draws[left].astype(float) - one.draws[right])
+        if values:
+            low, high = np.nanpercentile(np.concatenate(draws), [2.5, 97.5])
+            lines.append([heading, f"{np.mean(values):+.2f} [{low:+.2f}, {high:+.2f}]"])
+    return _table(["question", f"{row}: anatomy half - contrast half"], lines)
 
 
 def cost_table(out: Path) -> list[str]:
@@ -148,9 +176,11 @@ def write_report(out: Path, path: Path) -> Path:
         f"voxels, batches of {scale['batch']} pairs, {facts['steps']} steps for every row. Probes: {scale['travelling']} other subjects, each "
         "scanned on four scanners; fitted on 40 % of them, the weights of `ours` chosen on 20 %, the table of the other 40 % "
         f"(split {facts['split']}). A box of the same size in the middle of the head is seen, each scan's shifted by up to 4 mm along each axis by a draw of its own; what is left of the outline in it is the row `outline`. Intervals: 95 %, bootstrap over "
-        "subjects, pooled over seeds.", "",
+        "subjects, pooled over seeds. `random_weights` has the architecture of `ours`. Floor: `constant`, and for lesions the place alone (`outline`); ceiling: for age "
+        "and volumes the true volumes (`true_volumes`, ridge), for lesions the smoothed largest and smallest value of a cell (`raw_pixels`).", "",
         "## Disentanglement", "", *disentanglement_table(out, facts["split"]),
         "### ours minus what knows nothing", "", *difference_table(out, facts["split"]), "",
+        "### The halves of ours", "", *halves_table(out, facts["split"]), "",
         "## From 16 cases", "", f"{facts['few_steps']} steps of fine-tuning, {scale['few']} subjects of a third family.", "", *few_table(out), "",
         "## Cost", "", *cost_table(out), "",
     ]  # fmt: skip

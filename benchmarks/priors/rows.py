@@ -14,6 +14,16 @@ BLOCK = 4
 SPLIT: dict[str, Any] = {"name": "anatomy_split", "block": BLOCK, "ratio": 0.75}
 CROSS: dict[str, Any] = {"name": "cross_contrast", "block": BLOCK, "ratio": 0.6}
 
+OURS: dict[str, Any] = {
+    "net": NET | {"split": "stages", "latent": 32, "summary": 16, "contrast_pool": "both", "refined": True},
+    "objective": SPLIT | {
+        "ratio": 0.5, "view": "whole", "reconstruction": 0.3, "anatomy": 12.0, "distance": "smooth_l1",
+        "agreement": 1.0, "agreement_form": "dense_infonce", "temperature": 0.1, "pathology": 0.15, "pathology_share": 0.2,
+        "refine": 10, "refine_summary": 6, "refine_contrast": 1000.0,
+    },
+    "data": {"shift": 1, "intensity": 0.2},
+}  # fmt: skip
+
 ROWS: dict[str, dict[str, Any]] = {
     # baselines: no split
     "mae": {"net": WHOLE, "objective": {"name": "mae", "block": BLOCK, "ratio": 0.75}},
@@ -37,28 +47,15 @@ ROWS: dict[str, dict[str, Any]] = {
         "net": CHANNELS, "objective": SPLIT | {"target": "map", "map_labels": list(range(1, 22))}, "data": {"label": "dseg"},
     },
     "split_z_no_pathology": {"net": CHANNELS, "objective": SPLIT | {"centre": "batchnorm", "pathology": 0.0}},
-    # ours
-    "ours": {
-        "net": NET | {"split": "stages", "latent": 32},
-        "objective": SPLIT | {
-            "ratio": 0.5, "view": "whole", "reconstruction": 0.3, "anatomy": 3.0, "distance": "smooth_l1", "centre": "batchnorm",
-            "agreement": 1.0, "agreement_form": "dense_infonce", "temperature": 0.1, "blind": 1.0, "blind_form": "moments", "pathology": 0.15,
-            "pathology_share": 0.2,
-        },
-        "data": {"shift": 1, "intensity": 0.2},
-    },
-    # ours, with boxes from anywhere in the head: negatives differ in place
-    "ours_anywhere": {
-        "net": NET | {"split": "stages", "latent": 32},
-        "objective": SPLIT | {
-            "ratio": 0.5, "view": "whole", "reconstruction": 0.3, "anatomy": 3.0, "distance": "smooth_l1", "centre": "batchnorm",
-            "agreement": 1.0, "agreement_form": "dense_infonce", "temperature": 0.1, "blind": 1.0, "blind_form": "moments", "pathology": 0.15,
-            "pathology_share": 0.2,
-        },
-        "data": {"shift": 1, "intensity": 0.2, "place": "anywhere", "jitter": 0},
-    },
+    # ours: volumes in channels of their own, fine detail for the contrast half, and a closed-form map at the end
+    "ours": OURS,
+    # the closed form alone: ours, not trained (its statistics are those of 20 batches)
+    "ours_untrained": OURS | {"training": {"steps": 20, "optimizer": {"name": "adamw", "lr": 1e-9, "weight_decay": 0.0}}},
 }  # fmt: skip
 """Row name -> recipe parts that differ."""
+
+UNREFINED = {"ours_unrefined": "ours"}
+"""Rows that are probed and not trained: another row's net with its closed-form map taken out."""
 
 SPLIT_ROWS = tuple(name for name in ROWS if name.startswith(("cross", "split", "ours")))
 
@@ -74,6 +71,7 @@ def recipe(row: str, *, steps: int, batch: int, patch: list[int], lr: float) -> 
         },
         "training": {
             "steps": steps, "batch": batch, "optimizer": {"name": "adamw", "lr": lr, "weight_decay": 0.01},
-            "schedule": {"name": "cosine", "warmup_steps": max(1, steps // 20)}, "clip_norm": 1.0, "checkpoint_minutes": 2.0,
+            "schedule": {"name": "cosine", "warmup_steps": max(1, steps // 20)}, "clip_norm": 1.0, "checkpoint_minutes": 10.0,
+            **parts.get("training", {}),
         },
     }  # fmt: skip

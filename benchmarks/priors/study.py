@@ -1,6 +1,6 @@
 """The study of priors: which pretraining puts what into which half, and whether it helps from few labels.
 
-Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 500] [--jobs 2] [--gpu]
+Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 400] [--jobs 2] [--gpu]
 
 Makes its own data (synthetic heads at 4 mm; truth known), pretrains every row with every seed for the same number of steps on
 the same data, asks each frozen net what its halves tell (``disentanglement``), fine-tunes each on 16 cases of three tasks
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from rows import ROWS, recipe
+from rows import ROWS, UNREFINED, recipe
 
 import neuroprior
 from neuroprior.assessments import disentanglement as dis
@@ -105,21 +105,26 @@ def pretrain_row(out: Path, row: str, seed: int, settings: dict[str, Any]) -> st
 
 def probe_seed(out: Path, rows: list[str], seed: int, split: str, patch: list[int]) -> str:
     """Assess the nets of one seed that are not assessed yet; the trivial rows once a seed."""
+    import torch
+
     store = Store.open(out / "data" / "travelling_store")
     folder = out / "probes"
     folder.mkdir(exist_ok=True)
-    views: dict[str, Any] = {
-        "misalignment_mm": 4.0,
-        "margin_mm": 0.0,
-        "seed": seed,
-    }
-    config = dis.Config.model_validate({"views": views, "probes": {}, "swaps": 48, "seed": 0})
-    for row in rows:
+    views = {"misalignment_mm": 4.0, "box": patch, "seed": seed}
+    config = dis.Config.model_validate(
+        {"views": views, "probes": {"nonlinear": ["contrast"]}, "swaps": 24, "resamples": 500, "seed": 0}
+    )
+    for row in (*rows, *(name for name, of in UNREFINED.items() if of in rows)):
+        run = out / "runs" / f"{UNREFINED.get(row, row)}-{seed}"
         table = folder / f"{split}-{row}-{seed}.parquet"
-        if table.exists() or not artifacts.is_complete(out / "runs" / f"{row}-{seed}"):
+        if table.exists() or not artifacts.is_complete(run):
             continue
         start = time.perf_counter()
-        net = load(out / "runs" / f"{row}-{seed}").net
+        net: Any = load(run).net
+        if row in UNREFINED:
+            for name in ("refine", "restore"):
+                torch.nn.init.eye_(net.latent[name].weight)
+                net.latent[name].offset.zero_()
         found = dis.assess_nets(
             {row: net}, store, evaluate=(split,), config=config, trivial=(), pictures=out / "pictures" / str(seed)
         )
@@ -129,13 +134,19 @@ def probe_seed(out: Path, rows: list[str], seed: int, split: str, patch: list[in
     first = next((row for row in ("ours", "split_z", *rows) if artifacts.is_complete(out / "runs" / f"{row}-{seed}")), None)
     if first is not None and not table.exists():
         net = load(out / "runs" / f"{first}-{seed}").net
-        found = dis.assess_nets({"drop": net}, store, evaluate=(split,), config=config)
-        kept = [score for score in found.scores if score.model != "drop"]
-        from dataclasses import replace
-
-        draws = {key: value for key, value in found.draws.items() if key[0] != "drop"}
-        dis.write(replace(found, scores=tuple(kept), draws=draws), table)
+        found = dis.assess_nets(
+            {"random_weights": dis.untrained(net, seed)}, store, evaluate=(split,), config=config, trivial=("outline", "raw_pixels")
+        )  # fmt: skip
+        dis.write(dis.merge([found, _ceiling(store, split, config)]), table)
     return f"probes of seed {seed}"
+
+
+def _ceiling(store: Store, split: str, config: dis.Config) -> dis.Assessment:
+    """The row ``true_volumes``: every regional volume itself as the features of a scan. What age can be told from the anatomy at all."""
+    views = dis.Views(store, ("train",), (split,), config.views)
+    scans = dis.describe(views)
+    values = np.asarray(scans.numbers["volumes"], dtype=np.float32)
+    return dis.assess([dis.Features("true_volumes", "image", pooled=values, spatial=values)], scans, config)
 
 
 def few_shot(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
@@ -183,7 +194,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/priors"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--few-steps", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="larger families, boxes and batches, one run at a time")

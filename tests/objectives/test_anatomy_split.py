@@ -223,3 +223,46 @@ def test_a_net_without_a_split_is_refused() -> None:
     narrow = module.build(module.Config(features=(4, 8), blocks=(1, 1), anatomy_share=0.9))
     with pytest.raises(ValueError, match="pathology_share"):
         anatomy_split.build(narrow, anatomy_split.Config())
+
+
+def staged(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    module = load("nets", "unet")
+    return module.build(module.Config.model_validate({"features": (4, 8, 20), "split": "stages", "latent": 10, **settings}))
+
+
+def test_the_vector_is_read_from_the_summary_and_agreement_from_the_others() -> None:
+    net = staged(summary=6)
+    assert net.anatomy_channels == 16
+    vector = gradient_at_code(net, only(anatomy=1.0), batch())
+    assert (vector[10:16] > 0).all() and (vector[:10] == 0).all() and (vector[16:] == 0).all()
+    agree = gradient_at_code(net, only(agreement=1.0, agreement_form="dense_infonce"), batch())
+    assert (agree[:10] > 0).all() and (agree[10:] == 0).all()
+
+
+def test_the_summary_is_the_same_in_every_cell_and_masked_scans_leave_its_statistics() -> None:
+    net = staged(summary=6).train()
+    data = batch()
+    before = net.latent["summary"].norm.running_mean.clone()
+    code = net.encode(data["image_a"], hidden=torch.zeros_like(data["image_a"], dtype=torch.bool))
+    assert torch.equal(before, net.latent["summary"].norm.running_mean)
+    summary = code.anatomy[:, 10:]
+    assert torch.equal(summary, summary[..., :1, :1, :1].expand_as(summary))
+    net.encode(data["image_a"])
+    assert not torch.equal(before, net.latent["summary"].norm.running_mean)
+
+
+def test_a_finished_net_is_refined_and_decodes_what_it_decoded() -> None:
+    net = staged(summary=6, refined=True).eval()
+    data = batch()
+    config = only(refine=10, refine_summary=6)
+    objective: Any = anatomy_split.build(net, config).eval()
+    data["paired"] = torch.tensor([True, True, True])
+    made = objective.finished([data])
+    old, new = net.encode(data["image_a"]), made.encode(data["image_a"])
+    assert not torch.allclose(old.anatomy, new.anatomy, atol=1e-3)
+    assert torch.equal(net.latent["refine"].weight, torch.eye(16))  # the net in training is left as it was
+    kept = made.latent["restore"](new.anatomy)
+    np.testing.assert_allclose(kept.detach(), old.anatomy.detach(), atol=2e-2)
+    with pytest.raises(ValueError, match="refined"):
+        anatomy_split.build(staged(), config)

@@ -114,3 +114,25 @@ def test_vectors_reach_the_objective_and_their_absence_is_told(
     pq.write_table(strangers, tmp_path / "others.parquet")
     with pytest.raises(InputError, match="too few subjects of the training split have anatomy"):
         pretrain(store_path, recipe=recipe, anatomy=tmp_path / "others.parquet", out=tmp_path / "strangers")
+
+
+def test_the_map_of_the_anatomy_half_is_fitted_saved_and_read_back(store_path: Path, table: Path, tmp_path: Path) -> None:
+    import torch
+
+    from neuroprior.inference.model import load
+
+    objective = {
+        "name": "anatomy_split", "block": 4, "distance": "smooth_l1", "agreement": 1.0, "agreement_form": "dense_infonce", "refine": 5,
+        "refine_summary": 3, "refine_pairs": 24,
+    }  # fmt: skip
+    net = {"split": "stages", "summary": 4, "refined": True}
+    recipe = write(tmp_path, net=net, objective=objective, training={"steps": 4})
+    pretrain(store_path, recipe=recipe, anatomy=table, out=tmp_path / "run")
+    made: Any = load(tmp_path / "run").net.eval()
+    code = made.encode(torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert code.anatomy.shape[1] == 12
+    varies = code.anatomy.flatten(2).abs().amax((0, 2)) > 0
+    assert varies.tolist() == [True] * 5 + [False] * 3 + [True] * 3 + [False]
+    alone = write(tmp_path, net=net, objective=objective, data={"kinds": {"time": 1.0}}, training={"steps": 4})
+    with pytest.raises(ConfigError, match=r"(?s)refined on pairs.*refine=0"):
+        pretrain(store_path, recipe=alone, anatomy=table, out=tmp_path / "alone")

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ..core.representation import Representation
 from ._grid import cut, padded
-from ._split import SplitConfig, represent
+from ._split import SplitConfig, represent, restored
 
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "S": ((16, 32, 64, 128, 160, 160), (1, 2, 2, 3, 3, 3)),
@@ -193,7 +193,7 @@ class ResEnc(nn.Module):
     def encode(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, hidden: Tensor | None = None) -> Representation:
         """The representation of (B, 1, x, y, z) scans; ``hidden`` voxels are set to 0."""
         x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
-        return represent(self.config, self.latent, self.encoder(x), noise)
+        return represent(self.config, self.latent, self.encoder(x), noise, masked=hidden is not None)
 
     def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool, maps: list[Tensor] | None = None) -> Tensor:
         """The decoder's finest feature map (B, features[0], x, y, z) on the padded grid.
@@ -205,7 +205,7 @@ class ResEnc(nn.Module):
                 can decode without: the skip channels are then left out of its convolutions.
             maps: takes the decoder's maps, coarsest first, where given (deep supervision).
         """
-        x = code
+        x = restored(self.latent, code)
         for step, (up, stage) in enumerate(zip(self.decoder.transpconvs, self.decoder.stages, strict=True)):
             x = up(x)
             if skips:

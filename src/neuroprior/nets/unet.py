@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ..core.representation import Representation
 from ._grid import cut, padded
-from ._split import SplitConfig, represent
+from ._split import SplitConfig, represent, restored
 
 
 class Config(SplitConfig):
@@ -104,7 +104,7 @@ class UNet(nn.Module):
         for level, block in enumerate(self.encoder):
             x = block(functional.max_pool3d(x, 2) if level else x)
             stages.append(x)
-        return represent(self.config, self.latent, stages, noise)
+        return represent(self.config, self.latent, stages, noise, masked=hidden is not None)
 
     def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool, maps: list[Tensor] | None = None) -> Tensor:
         """The decoder's finest feature map (B, C0, x, y, z) on the padded grid of ``stages``.
@@ -116,7 +116,7 @@ class UNet(nn.Module):
                 can decode without: the skip channels are then left out of its convolutions.
             maps: takes the decoder's maps, coarsest first, where given (deep supervision).
         """
-        x = code
+        x = restored(self.latent, code)
         for step, (up, block) in enumerate(zip(self.up, self.decoder, strict=True)):
             x = up(x)
             if skips:

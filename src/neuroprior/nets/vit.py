@@ -69,6 +69,10 @@ class Config(SplitConfig):
         for width, heads in ((self.width, self.heads), (self.decoder_width, self.decoder_heads)):
             if width % heads:
                 raise ValueError(f"a width of {width} cannot be shared by {heads} heads")
+        if self.summary or self.contrast_pool != "mean" or self.refined:
+            raise ValueError(
+                "net.summary, net.contrast_pool and net.refined need a net with several stages: net.name=unet or resenc"
+            )
         return self
 
 

@@ -12,6 +12,9 @@ Departures, each a value that is off in the paper's form or stands in for what i
 - ``distance="smooth_l1"``, ``centre``: a head that cannot be satisfied by one constant direction.
 - ``target="map"``: instead of the vector, the share of each anatomical label in each cell of the code's grid
   (cross-entropy with soft labels from a 1x1x1 convolution).
+- a net with ``net.summary``: the vector is read from those channels by one linear layer, and agreement and blindness are asked of the
+  others: two terms that compete for one set of channels leave the vector out.
+- ``refine``: a linear map fitted in closed form to the anatomy half when training is over (see ``_refine``).
 - ``agreement``: a term between the anatomy halves of the two scans of a pair (see ``_agreement``), ``cross``: each scan
   decoded from the pair's mean anatomy and its own remainder, ``blind``: a classifier of the contrast on the anatomy half
   whose gradient is reversed (Ganin et al. 2016, arXiv 1505.07818), or a discrepancy (see ``_moments``).
@@ -20,7 +23,8 @@ Departures, each a value that is off in the paper's form or stands in for what i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -36,6 +40,7 @@ from ._agreement import Agreement, agreement
 from ._masking import block_mask
 from ._moments import contrast_gap
 from ._pooling import pooled
+from ._refine import fit_refinement
 from ._vector_head import Centre, VectorHead
 
 
@@ -83,6 +88,15 @@ class Config(BaseConfig):
     """Weight of the term that makes the anatomy half forget the contrast; the paper has none."""
     blind_form: Literal["adversary", "moments"] = "adversary"
     """A classifier of the contrast whose gradient is reversed, or the discrepancy between the contrasts' features in the batch."""
+    refine: int = Field(default=0, ge=0)
+    """Directions of the anatomy half (its summary left out) that are kept by the closed-form map after training; 0 leaves it as trained.
+    Needs ``net.refined``."""
+    refine_summary: int = Field(default=0, ge=0)
+    """Directions of the summary that are kept; 0 leaves it as trained."""
+    refine_contrast: float = Field(default=10.0, ge=0)
+    """How much the differences between the contrasts' means weigh, beside those within pairs, when directions are chosen."""
+    refine_pairs: int = Field(default=1000, ge=2)
+    """Pairs that the map is fitted on."""
     contrasts: tuple[str, ...] = ()
     """Contrasts that the reversed classifier tells apart; the pretrain stage sets them from the data."""
 
@@ -109,13 +123,27 @@ class AnatomySplit(nn.Module):
                 f"the pathology part of {self.pathology_channels} channels does not fit into the {n.contrast_channels} channels "
                 "that are not anatomy: lower objective.pathology_share"
             )
+        if config.refine and not getattr(n.config, "refined", False):
+            raise ValueError("objective.refine needs net.refined=true")
+        if config.refine > n.anatomy_channels:
+            raise ValueError(
+                f"objective.refine={config.refine} is more than the {n.anatomy_channels} channels of the anatomy half"
+            )
+        self.summary: int = getattr(n.config, "summary", 0)
+        self.local: int = n.anatomy_channels - self.summary
+        self.refines = bool(config.refine or config.refine_summary)
         self.couples_samples = (
-            config.centre != "none" or bool(config.blind) or (bool(config.agreement) and config.agreement_form != "cosine")
+            bool(self.summary)
+            or config.centre != "none"
+            or bool(config.blind)
+            or (bool(config.agreement) and config.agreement_form != "cosine")
         )
         cells = config.cells**3
         self.anatomy_head: nn.Module | None = None
         if config.anatomy and config.target == "map":
             self.anatomy_head = nn.Conv3d(n.anatomy_channels, len(config.map_labels) + 1, 1)
+        elif config.anatomy and config.dimension and self.summary:
+            self.anatomy_head = nn.Linear(self.summary, config.dimension)
         elif config.anatomy and config.dimension:
             self.anatomy_head = VectorHead(
                 n.anatomy_channels * cells, config.dimension, centre=config.centre, final_norm=config.distance == "cosine"
@@ -124,7 +152,7 @@ class AnatomySplit(nn.Module):
         if config.pathology:
             self.pathology_head = VectorHead(self.pathology_channels * cells, 2, centre="none", final_norm=True)
         adversary = config.blind and config.blind_form == "adversary" and len(config.contrasts) > 1
-        self.adversary = Adversary(n.anatomy_channels, config.contrasts) if adversary else None
+        self.adversary = Adversary(self.local, config.contrasts) if adversary else None
 
     def forward(self, batch: PairBatch, *, epoch: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
         """``loss`` and its unweighted parts; a part whose labels nobody in the batch has is 0."""
@@ -134,10 +162,10 @@ class AnatomySplit(nn.Module):
         guess = self.net.reconstruct(code, image.shape[2:])
         parts = {"reconstruction": _hidden_error(guess, image, hidden).mean()}
         loss = c.reconstruction * parts["reconstruction"]
-        if c.view == "whole":
-            code = self.net.encode(image)
         n = batch["image_a"].shape[0]
         copies = image.shape[0] // n
+        if c.view == "whole":
+            code = self.net.encode(image)
         for name, weight in (("anatomy", c.anatomy), ("pathology", c.pathology)):
             if weight:
                 parts[name] = self._anatomy(code, batch, copies) if name == "anatomy" else self._pathology(code, batch, copies)
@@ -146,7 +174,12 @@ class AnatomySplit(nn.Module):
         if copies == 2 and c.agreement:
             a, b = select(code, slice(0, n)), select(code, slice(n, 2 * n))
             parts["agreement"] = agreement(
-                c.agreement_form, a.anatomy, b.anatomy, paired, batch["subject"], temperature=c.temperature
+                c.agreement_form,
+                a.anatomy[:, : self.local],
+                b.anatomy[:, : self.local],
+                paired,
+                batch["subject"],
+                temperature=c.temperature,
             )
             loss = loss + c.agreement * parts["agreement"]
         if copies == 2 and c.cross:
@@ -157,9 +190,9 @@ class AnatomySplit(nn.Module):
             loss = loss + c.cross * parts["cross"]
         names = [*batch["contrast_a"], *(batch["contrast_b"] if copies == 2 else [])]
         if self.adversary is not None:
-            parts["blind"] = self.adversary(code.anatomy, names)
+            parts["blind"] = self.adversary(code.anatomy[:, : self.local], names)
         elif c.blind and c.blind_form == "moments":
-            parts["blind"] = contrast_gap(code.anatomy, names, [*batch["subject"]] * copies)
+            parts["blind"] = contrast_gap(code.anatomy[:, : self.local], names, [*batch["subject"]] * copies)
         if "blind" in parts:
             loss = loss + c.blind * parts["blind"]
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
@@ -178,6 +211,8 @@ class AnatomySplit(nn.Module):
         assert self.anatomy_head is not None
         if self.config.target == "map":
             return self.anatomy_head(code.anatomy)
+        if self.summary:
+            return self.anatomy_head(code.anatomy[:, self.local :].mean((2, 3, 4)))
         return self.anatomy_head(pooled(code.anatomy, code.visible, self.config.cells))
 
     def _anatomy(self, code: Representation, batch: PairBatch, copies: int) -> Tensor:
@@ -210,6 +245,38 @@ class AnatomySplit(nn.Module):
         logits = self.pathology_head(pooled(part, code.visible, self.config.cells)).float()
         each = functional.cross_entropy(logits, health.clamp(min=0), reduction="none")
         return _mean_where(each, health >= 0)
+
+    def finished(self, batches: Iterable[PairBatch]) -> nn.Module:
+        """A copy of the net whose anatomy half has been refined on pairs; the net itself where nothing is to be refined.
+
+        The summary and the other channels have each their own map.
+
+        Args:
+            batches: pairs of training subjects, as they are seen while training.
+        """
+        c = self.config
+        if not self.refines:
+            return self.net
+        blocks = [(slice(0, self.local), c.refine), (slice(self.local, self.local + self.summary), c.refine_summary)]
+        net: Any = copy.deepcopy(self.net).eval()
+        device = next(net.parameters()).device
+        found: list[Tensor] = []
+        names: list[tuple[str, str]] = []
+        with torch.no_grad():
+            for batch in batches:
+                rows = batch["paired"].nonzero().squeeze(1)
+                a, b = (net.encode(batch[name][rows].to(device)).anatomy for name in ("image_a", "image_b"))
+                found.append(torch.stack([a, b], 1).flatten(3).cpu())
+                names += [(batch["contrast_a"][k], batch["contrast_b"][k]) for k in rows.tolist()]
+        pairs = torch.cat(found).double()
+        for block, keep in blocks:
+            if keep:
+                made = fit_refinement(pairs[:, :, block], names, keep, c.refine_contrast)
+                for name, weight, offset in (("refine", made.weight, made.offset), ("restore", made.inverse, made.mean)):
+                    linear = net.latent[name]
+                    linear.weight[block, block] = weight.to(linear.weight)
+                    linear.offset[block] = offset.to(linear.offset)
+        return net.train(self.net.training)
 
     @torch.no_grad()
     def observe(self, batch: PairBatch) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ def pretrain(
     import torch
 
     from ..core import seeds
+    from ..core.errors import ConfigError
     from ..data.loading import make_loader
     from ..data.pairs import PairDataset, collate_pairs
     from ..data.store import Store
@@ -129,9 +130,30 @@ def pretrain(
         "patch": list(settings.data.size), "steps": config.steps, "seed": config.seed,
     }  # fmt: skip
 
+    still = PairDataset(
+        opened, ("train",), settings.data.model_copy(update={"jitter": 0}), seed=config.seed + 4, anatomy=vectors, batch=config.batch
+    )  # fmt: skip
+
+    refines = getattr(objective, "refines", False)
+    if refines and sum(bool(still[number]["paired"]) for number in range(min(len(still), 50))) < 2:
+        raise ConfigError(
+            "the anatomy half is refined on pairs of scans of one subject, and there are none", file=store,
+            got=f"data.kinds={dict(settings.data.kinds)}", next_step="set objective.refine=0 and objective.refine_summary=0",
+        )  # fmt: skip
+
+    def finished(module: Any) -> Any:
+        """The net, with what the objective does to it when training is over."""
+        if not refines:
+            return module.net
+        pairs = module.config.refine_pairs
+        return module.finished(
+            collate_pairs([still[first + k] for k in range(config.batch)]) for first in range(0, pairs, config.batch)
+        )
+
     def save(module: Any, folder: Path) -> None:
+        net = finished(module)
         models.save(
-            folder, net=module.net, net_name=settings.net_name, net_config=net.config.model_dump(mode="json"), spec=opened.spec,
+            folder, net=net, net_name=settings.net_name, net_config=net.config.model_dump(mode="json"), spec=opened.spec,
             contrasts=summary["contrasts"], kind="pretrained", method=method, data=summary,
         )  # fmt: skip
 
