@@ -116,7 +116,8 @@ def test_one_corrupt_of_a_hundred(tmp_path: Path) -> None:
     assert [n for n, row in enumerate(rows) if row["status"] != "ok"] == [41]
     assert len(rows[41]["reason"]) > 10
     assert rows[41]["value"] == "n/a"
-    assert all(float(row["seconds"]) > 0 and int(row["peak_memory_mb"]) > 50 for row in rows)
+    assert all(float(row["seconds"]) > 0 for row in rows if row["status"] == "ok")
+    assert all(float(row["seconds"]) >= 0 and int(row["peak_memory_mb"]) > 50 for row in rows)
 
 
 def test_killed_in_the_middle_the_rest_follows(tmp_path: Path) -> None:
