@@ -85,7 +85,7 @@ def test_one_to_two_millimetres_and_back_keeps_95_percent(seed: int) -> None:
 
 
 @given(st.integers(0, 10_000), st.tuples(*[st.floats(0.8, 2.5)] * 3))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_anisotropic_scans_go_to_two_millimetres_and_back(seed: int, spacing: tuple[float, float, float]) -> None:
     image, label = made(seed, spacing)
     assert there_and_back(image, label, ConformSpec(spacing_mm=2.0, crop="none")) >= 0.95
@@ -157,6 +157,8 @@ def test_the_seven_orientations_are_one_head(real_data: Path) -> None:
             )
             everything = ConformSpec.model_validate({"spacing_mm": "native", "crop": "none"})
             assert there_and_back(volume, label, everything) >= 0.99
+            coarser = ConformSpec(spacing_mm=2.0 * min(volume.spacing_mm), crop="none")
+            assert there_and_back(volume, label, coarser) >= 0.95
             assert record.native == grid_of(volume)
 
 
