@@ -72,7 +72,6 @@ def test_every_fomo26_task_is_exported_and_keeps_its_contract(number: int, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("neuroprior.inference.ensemble") is None, reason="this version has no ensembles")
 def test_an_ensemble_is_exported_whole(tmp_path: Path) -> None:
     ensemble = importlib.import_module("neuroprior.inference.ensemble")
     folder = ensemble.write_ensemble(
