@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import stat
@@ -21,6 +19,7 @@ from neuroprior.bridges._contract import main
 from neuroprior.core import nifti
 from neuroprior.core.errors import ArtifactError, ConfigError, InputError
 from neuroprior.inference.embedding import embed_case
+from neuroprior.inference.ensemble import write_ensemble
 from neuroprior.inference.model import load, read_info
 from neuroprior.inference.predictor import CaseInput, predict_case
 from neuroprior.protocols import read
@@ -73,8 +72,7 @@ def test_every_fomo26_task_is_exported_and_keeps_its_contract(number: int, tmp_p
 
 @pytest.mark.slow
 def test_an_ensemble_is_exported_whole(tmp_path: Path) -> None:
-    ensemble = importlib.import_module("neuroprior.inference.ensemble")
-    folder = ensemble.write_ensemble(
+    folder = write_ensemble(
         tmp_path / "ensemble", [model_for(tmp_path / f"m{k}", 2, contrasts=["FLAIR", "DWI", "SWI", "T2starw"]) for k in range(2)]
     )
     out = tmp_path / "out"
