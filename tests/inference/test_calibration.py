@@ -102,6 +102,56 @@ def test_groups_are_each_covered_where_the_common_width_fails_one() -> None:
     assert "rare" not in cal.conformal_by_group([1.0, 2.0, 3.0], ["rare"] * 3, 0.9)
 
 
+@pytest.mark.parametrize("knows", [0.0, 0.5, 0.9])
+def test_every_range_of_the_truth_is_covered_however_little_the_model_knows(knows: float) -> None:
+    """3000 repetitions: calibrate on 90 people, look at a new one of each age group. A common width fails the young and the old."""
+    draw = np.random.default_rng(5)
+    repetitions, by_range, common = 3000, np.zeros(3), np.zeros(3)
+    for _ in range(repetitions):
+        truth = np.concatenate([draw.uniform(20, 80, 90), [30.0, 50.0, 70.0]])
+        value = 50 + knows * (truth - 50) + draw.normal(0, 2, 93)
+        errors = np.abs(value - truth)
+        ranges = [(part.low, part.high, part.half_width) for part in cal.conformal_by_range(errors[:90], truth[:90], (40, 60))]
+        assert [low for low, _, _ in ranges] == [-np.inf, 40, 60]
+        width = cal.conformal(errors[:90]).value
+        for k in range(3):
+            low, high = cal.interval_over(value[90 + k], ranges)
+            assert low <= value[90 + k] <= high
+            by_range[k] += low <= truth[90 + k] <= high
+            common[k] += errors[90 + k] <= width
+    # 30, 50 and 70 are the middles of their ranges, an easier place than the range as a whole
+    assert (by_range / repetitions > 0.9).all()
+
+
+def test_a_range_is_covered_at_the_level_not_only_above_it() -> None:
+    """The exact rank, on the union of answers: cases of a range are missed where their error exceeds its half-width."""
+    draw = np.random.default_rng(6)
+    truth = draw.uniform(20, 80, 20000)
+    value = np.full(20000, 50.0)  # a model that says the middle to everybody
+    errors = np.abs(value - truth)
+    ranges = cal.conformal_by_range(errors[:10000], truth[:10000], (40, 60))
+    common = cal.conformal(errors[:10000]).value
+    new, young = truth[10000:], truth[10000:] < 40
+    low, high = cal.interval_over(50.0, [(part.low, part.high, part.half_width) for part in ranges])
+    assert ((new >= low) & (new <= high))[young].mean() == pytest.approx(0.9, abs=0.02)
+    assert (np.abs(new - 50) <= common)[young].mean() < 0.88
+    assert (low, high) == (pytest.approx(22, abs=0.5), pytest.approx(78, abs=0.5))
+
+
+def test_ranges_with_too_few_cases_join_a_neighbour() -> None:
+    errors, truth = np.ones(30), np.concatenate([np.full(4, 30.0), np.full(12, 50.0), np.full(14, 70.0)])
+    made = cal.conformal_by_range(errors, truth, (40, 60), 0.9, {"sex": ["F", "M"] * 15})
+    assert [(part.low, part.high) for part in made] == [(-np.inf, 60), (60, np.inf)]
+    assert all(not part.groups for part in made)  # 7 or 8 of each sex are not enough
+    assert cal.conformal_by_range(errors[:12], truth[:12], (40, 60)) == ()
+    both = cal.conformal_by_range(np.arange(40.0), [30.0] * 20 + [70.0] * 20, (40,), 0.9, {"sex": ["F", "M"] * 20})
+    assert both[0].groups == {"sex": {"F": 18.0, "M": 19.0}}
+    calibration = cal.Calibration(40, quantiles={"value": 39.0}, ranges=both)
+    assert cal.Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+    assert calibration.interval(35.0, {"sex": "F"}) == (17.0, 73.0)
+    assert calibration.interval(35.0) == (17.0, 73.0)
+
+
 def test_abstaining_keeps_the_coverage_or_the_risk() -> None:
     confidence = np.arange(1, 11) / 10
     correct = np.array([0, 0, 1, 0, 1, 1, 1, 1, 1, 1], dtype=bool)
@@ -124,9 +174,9 @@ def test_it_survives_json_and_damage_is_told(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "model" / "model.json").read_text())["weights_sha256"] == "abc"
     cal.attach(tmp_path / "model", None)
     assert cal.read(tmp_path) is None
-    assert made.half_width() == 4.5
-    assert made.half_width({"sex": "F"}) == 4.0
-    assert made.half_width({"sex": None}) == 4.5
+    assert made.interval(10.0) == (5.5, 14.5)
+    assert made.interval(10.0, {"sex": "F"}) == (6.0, 14.0)
+    assert made.interval(10.0, {"sex": None}) == (5.5, 14.5)
     assert cal.interval(1.0, 1.5, lowest=0.0) == (0.0, 2.5)
     with pytest.raises(ArtifactError, match="impossible"):
         cal.Calibration.from_json({"n": 3, "temperature": 0.0})

@@ -161,12 +161,13 @@ def calibration_scores(
         return []
     found = [answer for answer, _ in pairs]
     if task["name"] == "regression":
-        known = {str(name) for widths in (made.groups for _, made in pairs if made) for name in widths}
-        half = np.array([
-            made.half_width({name: answer.groups.get(name) for name in known}) or np.nan for answer, made in pairs if made
-        ])  # fmt: skip
-        value, truth = np.array([a.value for a in found], dtype=float), np.array([a.truth for a in found], dtype=float)
-        return interval_scores(context, found, truth, value - half, value + half, level)
+        ends = [
+            (made.interval(float(answer.value or 0.0), answer.groups) if made else None) or (np.nan, np.nan)
+            for answer, made in pairs
+        ]
+        truth = np.array([a.truth for a in found], dtype=float)
+        low, high = np.array(ends, dtype=float).T
+        return interval_scores(context, found, truth, low, high, level)
     if task["name"] == "classification":
         classes = list(task["classes"])
         column = classes.index(task["positive"])

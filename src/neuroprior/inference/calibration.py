@@ -4,7 +4,8 @@ Three things, all stored as ``calibration`` in ``model.json``, none of which tou
 
 - a temperature (Guo et al. 2017): final probabilities ``p`` become ``p ** (1 / T)``, renormalised;
 - split-conformal half-widths (Vovk et al. 2005; Lei et al. 2018): ``value +- half-width`` covers the truth at a stated level
-  for cases drawn like the calibration cases, whatever the model; also by group (Mondrian) where groups are large enough;
+  for cases drawn like the calibration cases, whatever the model; also by group and by range of the truth (Mondrian) where these
+  hold enough cases;
 - a confidence below which a case is better left to a person.
 
 Fitting is pure numpy on predictions that the model did not learn from; this module imports no training code.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ class Calibration:
         abstain_below: confidence (of the calibrated answer) below which a case should be left to a person, or None.
         asked: coverage that was asked for.
         groups: ``{"sex": {"F": half-width, ...}}``: half-widths of ``"value"`` by group, where the group was large enough.
+        ranges: half-widths of ``"value"`` by where the *truth* lies, from the lowest range to the highest and without gaps; empty
+            where the cases were too few. See :func:`interval_over`.
         facts: how it was fitted and what it changed (``source``, ``nll_before``, ``nll_after``, ``ece_before`` ...), for people.
     """
 
@@ -54,6 +58,7 @@ class Calibration:
     abstain_below: float | None = None
     asked: float = 0.9
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ranges: tuple[Range, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +67,8 @@ class Calibration:
             "n": self.n, "temperature": self.temperature, "level": self.level,
             "quantiles": {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.quantiles.items()},
             "abstain_below": self.abstain_below, "asked": self.asked,
-            "groups": {name: dict(widths) for name, widths in self.groups.items()}, "facts": dict(self.facts),
+            "groups": {name: dict(widths) for name, widths in self.groups.items()},
+            "ranges": [entry.to_json() for entry in self.ranges], "facts": dict(self.facts),
         }  # fmt: skip
 
     @classmethod
@@ -81,6 +87,7 @@ class Calibration:
                 abstain_below=None if value.get("abstain_below") is None else float(value["abstain_below"]),
                 asked=float(value.get("asked", value.get("level", 0.9))),
                 groups={name: dict(widths) for name, widths in (value.get("groups") or {}).items()},
+                ranges=tuple(Range.from_json(entry) for entry in value.get("ranges") or ()),
                 facts=dict(value.get("facts") or {}),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -92,21 +99,55 @@ class Calibration:
             )  # fmt: skip
         return made
 
-    def half_width(self, groups: Mapping[str, str | None] | None = None) -> float | None:
-        """Half-width of the interval of a predicted number; None where none was learned.
+    def interval(self, value: float, groups: Mapping[str, str | None] | None = None) -> tuple[float, float] | None:
+        """The conformal interval of a predicted number, in the target's unit; None where none was learned.
 
         Args:
+            value: the prediction.
             groups: what is known of the case, for example ``{"sex": "F"}``; the widest of the matching groups' half-widths is
-                given (so that each group keeps its coverage), the common one where no group matches.
+                taken (so that each group keeps its coverage), the common one where no group matches.
         """
-        known = [
-            self.groups[name][value]
-            for name, value in (groups or {}).items()
-            if value is not None and value in self.groups.get(name, {})
-        ]
-        if known:
-            return float(max(known))
-        return None if self.quantiles.get("value") is None else float(self.quantiles["value"])
+        if self.ranges:
+            return interval_over(
+                value, [(part.low, part.high, _widest(part.half_width, part.groups, groups)) for part in self.ranges]
+            )
+        if self.quantiles.get("value") is None:
+            return None
+        return interval(value, _widest(float(self.quantiles["value"]), self.groups, groups))
+
+
+@dataclass(frozen=True)
+class Range:
+    """The half-width for cases whose true number lies in [low, high).
+
+    Attributes:
+        low, high: in the target's unit; infinite at the ends.
+        half_width: of the cases in this range.
+        groups: the same by group within the range, where the group was large enough.
+    """
+
+    low: float
+    high: float
+    half_width: float
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; an infinite end is None, which JSON knows."""
+        low, high = (None if math.isinf(end) else end for end in (self.low, self.high))
+        groups = {name: dict(widths) for name, widths in self.groups.items()}
+        return {"low": low, "high": high, "half_width": self.half_width, "groups": groups}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Range:
+        """The inverse of :meth:`to_json`."""
+        low = -math.inf if value["low"] is None else float(value["low"])
+        high = math.inf if value["high"] is None else float(value["high"])
+        return cls(low, high, float(value["half_width"]), dict(value.get("groups") or {}))
+
+
+def _widest(common: float, widths: Mapping[str, Mapping[str, float]], groups: Mapping[str, str | None] | None) -> float:
+    known = [widths[name][of] for name, of in (groups or {}).items() if of is not None and of in widths.get(name, {})]
+    return float(max(known)) if known else common
 
 
 def temper(probabilities: np.ndarray, temperature: float, axis: int = -1) -> np.ndarray:
@@ -133,6 +174,27 @@ def interval(value: float, half_width: float, *, lowest: float | None = None) ->
     """``(value - half_width, value + half_width)``; ``lowest`` bounds the lower end (a volume is never negative)."""
     low = value - half_width
     return (low if lowest is None else max(low, lowest)), value + half_width
+
+
+def interval_over(value: float, ranges: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The interval of a prediction from half-widths by range of the truth (label-conditional conformal prediction).
+
+    A number y is among the answers where it lies within the half-width *of its own range* from the prediction; what is returned
+    reaches from the lowest such number to the highest. Since a true number in a range is missed exactly where its error exceeds that
+    range's half-width, every range is covered at the level, however little the model knows (Vovk, "Conditional validity of
+    inductive conformal predictors", 2012). A model that says the middle to everybody so gets intervals that reach far to both sides,
+    which is what it knows.
+
+    Args:
+        value: the prediction.
+        ranges: (low, high, half-width), ascending and without gaps.
+    """
+    reached = [
+        (max(low, value - half), min(high, value + half))
+        for low, high, half in ranges
+        if max(low, value - half) <= min(high, value + half)
+    ]
+    return min(low for low, _ in reached), max(high for _, high in reached)
 
 
 def nll(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -256,6 +318,49 @@ def conformal_by_group(
         if found.level >= level:
             made[name] = found
     return made
+
+
+def conformal_by_range(
+    errors: np.ndarray | Sequence[float],
+    truth: np.ndarray | Sequence[float],
+    edges: Sequence[float],
+    level: float = 0.9,
+    groups: Mapping[str, Sequence[str | None]] | None = None,
+) -> tuple[Range, ...]:
+    """Half-widths by where the truth lies; a range with too few cases for the level joins its smaller neighbour.
+
+    Args:
+        errors: (n,) absolute errors on cases that the model did not learn from.
+        truth: (n,) true numbers.
+        edges: where ranges meet, ascending; the outer ones are open.
+        level: coverage wanted, of each range.
+        groups: name -> (n,) groups, for half-widths of their own within each range where they are large enough.
+
+    Returns:
+        The ranges, ascending; none where fewer than two are large enough (the common half-width is then all that can be had).
+    """
+    values, true = np.abs(np.asarray(errors, dtype=float)), np.asarray(truth, dtype=float)
+    needed = math.ceil(level / (1 - level) - 1e-9)  # the rank (n + 1) * level must not lie beyond n
+    ends = [-math.inf, *sorted(edges), math.inf]
+    counts = [int(((true >= low) & (true < high)).sum()) for low, high in pairwise(ends)]
+    while len(counts) > 1 and min(counts) < needed:
+        k = counts.index(min(counts))
+        other = k - 1 if k == len(counts) - 1 or (k > 0 and counts[k - 1] <= counts[k + 1]) else k + 1
+        first = min(k, other)
+        counts[first : first + 2] = [counts[first] + counts[first + 1]]
+        del ends[first + 1]
+    if len(counts) < 2:
+        return ()
+    made = []
+    for low, high in pairwise(ends):
+        mine = (true >= low) & (true < high)
+        within: dict[str, dict[str, float]] = {}
+        for name, of in (groups or {}).items():
+            found = conformal_by_group(values[mine], [g for g, m in zip(of, mine, strict=True) if m], level)
+            if found:
+                within[name] = {value: entry.value for value, entry in found.items()}
+        made.append(Range(low, high, conformal(values[mine], level).value, within))
+    return tuple(made)
 
 
 def abstain_threshold(

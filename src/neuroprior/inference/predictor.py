@@ -406,8 +406,8 @@ def _pool(
         variance = (float(drawn.var()) if drawn.size > 1 else 0.0) + (float(np.mean(np.concatenate(own) ** 2)) if own else 0.0)
         std = math.sqrt(variance) if drawn.size > 1 or own else None
         groups = {name: None if v is None else str(v) for name, v in prepared.covariates.items()}
-        width = calibration.half_width(groups) if calibration else None
-        low, high = (None, None) if width is None else interval(value, width)
+        found = calibration.interval(value, groups) if calibration else None
+        low, high = found or (None, None)
         return _replace(told, value=value, std=std, low=low, high=high)
     raise ConfigError(f"inference does not know the task {task['name']!r}", file=model.folder)
 

@@ -269,8 +269,7 @@ def _write_answers(path: Path, folds: Any, per_fold: Any, task: dict[str, Any], 
                 row |= {f"p_{name}_uncalibrated": float(v) for name, v in zip(task["classes"], p, strict=True)}
             elif task["name"] == "regression":
                 row |= {"truth": answer.truth, "value": answer.value}
-                half = None if made is None else made.half_width(answer.groups)
-                low, high = (None, None) if half is None else interval(answer.value, half)
+                low, high = (None if made is None else made.interval(answer.value, answer.groups)) or (None, None)
                 row |= {"value_low": low, "value_high": high}
             else:
                 for value, (guess, truth) in answer.volumes_ml.items():

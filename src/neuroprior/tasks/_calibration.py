@@ -34,6 +34,8 @@ VOXELS = 4000
 """Voxels of a case that a segmentation's temperature is fitted on."""
 GROUPS = ("sex",)
 """Columns by whose values intervals are also learned, where a value has enough cases; known before a scan is read."""
+AGE_GROUPS = (40, 60)
+"""Ages in years where the age groups of scores meet, and the ranges of an age's intervals."""
 
 Look = Callable[[Case, np.ndarray, np.ndarray, tuple[float, float, float]], list[dict[str, Any]]]
 """Takes a case, predicted and true label maps on the store's grid and the spacing in mm; gives rows to keep with the answer."""
@@ -82,7 +84,8 @@ def group_of(columns: Mapping[str, Any]) -> dict[str, str]:
     except (KeyError, TypeError, ValueError):
         return made
     if np.isfinite(age):
-        made["age"] = "<40" if age < 40 else "40-59" if age < 60 else "60+"
+        young, old = AGE_GROUPS
+        made["age"] = f"<{young}" if age < young else f"{young}-{old - 1}" if age < old else f"{old}+"
     return made
 
 
@@ -214,7 +217,12 @@ def fit(
                 found = calibrating.conformal_by_group(errors, [a.groups.get(name) for a in given], level)
                 if found:
                     groups[name] = {value: entry.value for value, entry in found.items()}
-        return Calibration(n, 1.0, width.level, {"value": width.value}, None, level, groups, facts)
+        truth = [float(a.truth or 0.0) for a in given]
+        # where a person is by the number that is predicted: those are the groups that users look at, or else thirds of the cases
+        edges = AGE_GROUPS if task["target"] == "age" else sorted(set(np.quantile(truth, [1 / 3, 2 / 3]).tolist()))
+        of = {name: [a.groups.get(name) for a in given] for name in GROUPS}
+        ranges = calibrating.conformal_by_range(errors, truth, edges, level, of)
+        return Calibration(n, 1.0, width.level, {"value": width.value}, None, level, groups, ranges, facts)
     if task["name"] == "classification":
         p, truth = probability_table(given), np.array([int(a.truth or 0) for a in given])
         temperature = calibrating.fit_temperature(p, truth)
@@ -223,7 +231,7 @@ def fit(
         right = p.argmax(1) == truth
         facts |= {"ece_before": ece.ece(right, p.max(1)), "ece_after": ece.ece(right, after.max(1))}
         threshold = calibrating.abstain_threshold(after.max(1), coverage=coverage)
-        return Calibration(n, temperature, level, {}, threshold, level, {}, facts)
+        return Calibration(n, temperature, level, {}, threshold, level, {}, (), facts)
     p = np.concatenate([a.voxels for a in given if a.voxels is not None])
     truth = np.concatenate([a.voxel_truth for a in given if a.voxel_truth is not None])
     weights = np.concatenate([a.voxel_weights for a in given if a.voxel_weights is not None])
@@ -237,7 +245,7 @@ def fit(
     reached = min(width.level for width in widths.values())
     threshold = calibrating.abstain_threshold([mask_confidence(a, temperature) for a in given], coverage=coverage)
     quantiles = {"volume_ml": {value: width.value for value, width in widths.items()}}
-    return Calibration(n, temperature, reached, quantiles, threshold, level, {}, facts)
+    return Calibration(n, temperature, reached, quantiles, threshold, level, {}, (), facts)
 
 
 def mask_confidence(answer: Answer, temperature: float) -> float:
@@ -309,6 +317,10 @@ def tell(made: Calibration) -> None:
     parts = [f"temperature {made.temperature:.3g}"] if made.temperature != 1.0 else []
     if made.quantiles.get("value") is not None:
         parts.append(f"intervals of +- {made.quantiles['value']:.3g}")
+        if made.ranges:
+            parts[-1] += ", by where the truth lies " + ", ".join(
+                f"[{part.low:.3g}, {part.high:.3g}): +- {part.half_width:.3g}" for part in made.ranges
+            )
     if made.quantiles.get("volume_ml"):
         widths = made.quantiles["volume_ml"]
         parts.append("volumes " + ", ".join(f"{value}: +- {width:.3g} ml" for value, width in list(widths.items())[:5]))
