@@ -20,7 +20,7 @@ from scipy.stats import binom
 
 from neuroprior.core import seeds
 from neuroprior.inference import calibration
-from neuroprior.metrics import calibration as measures
+from neuroprior.metrics import ece as measures
 
 LEVEL = 0.9
 

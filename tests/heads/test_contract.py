@@ -19,6 +19,15 @@ CONFIGS = {
         "hidden": 8,
         "pool": "mean_max",
     },
+    "cellwise": {
+        "contrasts": CONTRASTS,
+        "anatomy_channels": 6,
+        "contrast_channels": 4,
+        "stage_channels": (5,),
+        "outputs": 3,
+        "width": 4,
+        "hidden": 8,
+    },
     "segmentation": {"contrasts": CONTRASTS, "features": 5, "classes": 3},
 }
 

@@ -55,7 +55,7 @@ def test_a_linear_head_is_linear() -> None:
 def test_ordered_classes_are_a_proportional_odds_model() -> None:
     head = pooled.build(pooled.Config(**BASE, readout="ordered_classes"))
     score = torch.tensor([[-2.0], [0.3], [5.0]])
-    got = head.read(score).exp().detach().numpy()
+    got = head.readout(score).exp().detach().numpy()
     thresholds = np.array([-1.0, 0.0, 1.0])  # one apart at first, and centred
     above = special.expit(score.numpy() - thresholds)
     expected = np.concatenate([1 - above[:, :1], above[:, :-1] - above[:, 1:], above[:, -1:]], 1)
@@ -68,7 +68,7 @@ def test_ordered_classes_are_a_proportional_odds_model() -> None:
 def test_ordered_values_put_the_expected_value_first() -> None:
     head = pooled.build(pooled.Config(**(BASE | {"outputs": 2}), readout="ordered_values", levels=(-1.0, 0.5, 2.5)))
     logits = torch.tensor([[20.0, 20.0], [20.0, -20.0], [-20.0, -20.0], [0.0, -20.0]])
-    np.testing.assert_allclose(head.read(logits)[:, 0], [2.5, 0.5, -1.0, -0.25], atol=1e-5)
+    np.testing.assert_allclose(head.readout(logits)[:, 0], [2.5, 0.5, -1.0, -0.25], atol=1e-5)
     assert run(head, rows(3)).shape == (3, 3)
 
 

@@ -169,7 +169,14 @@ def test_a_finished_run_is_calibrated_and_still_the_model_it_was(store_path: Pat
 
     def run(out: Path) -> Any:
         return many.fine_tune(
-            store, "scratch", "regression", "age", config=many.settings(settings, seed=0), out=out, contrasts="T1w", split=split
+            store,
+            "scratch",
+            "regression",
+            "age",
+            config=many.settings(settings, seed=0, task="regression"),
+            out=out,
+            contrasts="T1w",
+            split=split,
         )
 
     assert run(tmp_path / "run").status == "complete"

@@ -11,8 +11,7 @@ contrasts, the contrast halves concatenated, average-pooled, then Linear, SiLU, 
 - ``standardise`` centres and scales the pooled features by their mean and spread over the training cases. An average over the head
   differs little between people and lies far from 0; without it, the first hundreds of steps learn the same number for everybody.
 - ``covariates`` are optional inputs of the hidden layer; a missing one has a learned stand-in.
-- ``readout`` turns cumulative outputs into what inference expects: log-probabilities of ordered classes (proportional odds,
-  McCullagh 1980), or an expected value in front of the logits of a binned distribution function.
+- ``readout`` turns cumulative outputs into what inference expects.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..core.config import Config as BaseConfig
 from ..core.representation import Representation
 from ._covariates import Covariate, Embedding
 from ._ragged import mean_by_case
+from ._readout import Kind, Readout
 
 
 class Config(BaseConfig):
@@ -53,7 +52,7 @@ class Config(BaseConfig):
     """Centre and scale the pooled features by their statistics over the training cases."""
     covariates: tuple[Covariate, ...] = ()
     """Optional inputs beside the images."""
-    readout: Literal["plain", "ordered_classes", "ordered_values"] = "plain"
+    readout: Kind = "plain"
     """Whether the outputs are taken as they are, or are cumulative."""
     levels: tuple[float, ...] = ()
     """The values between the thresholds of ``ordered_values``, one more than there are thresholds."""
@@ -73,10 +72,8 @@ class PooledHead(nn.Module):
         factor = 1 if config.pool == "mean" else 2
         wide = config.anatomy_channels * factor
         scan = config.contrast_channels * factor + 2 * sum(config.stage_channels)
-        width = config.hidden or config.outputs
-        ordered = config.readout == "ordered_classes"
-        if ordered:
-            width = config.hidden or 1
+        self.readout = Readout(config.readout, config.outputs, config.levels)
+        width = config.hidden or self.readout.width
         self.anatomy = nn.Linear(wide, width)
         self.contrast = nn.ModuleList(nn.Linear(scan, width, bias=False) for _ in (config.contrasts if scan else ()))
         if config.standardise:
@@ -85,13 +82,11 @@ class PooledHead(nn.Module):
                 self.register_buffer(f"{name}_mean", torch.zeros(shape))
                 self.register_buffer(f"{name}_std", torch.ones(shape))
         self.covariates = Embedding(config.covariates, width) if config.covariates else None
-        last = 1 if ordered else config.outputs
         self.out = (
-            nn.Sequential(nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, last))
+            nn.Sequential(nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, self.readout.width))
             if config.hidden
             else nn.Identity()
         )
-        self.steps = nn.Parameter(torch.zeros(config.outputs - 1)) if ordered else None
 
     def pool(self, half: Tensor) -> Tensor:
         """(N, C, x, y, z) -> (N, C) or (N, 2 C)."""
@@ -110,6 +105,10 @@ class PooledHead(nn.Module):
             flat = stage.flatten(2).float()
             parts += [flat.mean(2), _spread(flat)]
         return anatomy, torch.cat(parts, 1) if parts else anatomy.new_zeros((case.shape[0], 0))
+
+    def statistics(self, representation: Representation, contrast: Tensor) -> tuple[Tensor, ...]:
+        """What :meth:`standardise_by` wants of the scans of one case."""
+        return self.vectors(representation, torch.zeros_like(contrast), 1)
 
     @torch.no_grad()
     def standardise_by(self, anatomy: Tensor, scans: Tensor, contrast: Tensor) -> None:
@@ -144,23 +143,7 @@ class PooledHead(nn.Module):
             hidden = hidden + mean_by_case(rows, case, n_cases)
         if self.covariates is not None:
             hidden = hidden + self.covariates(covariates, n_cases)
-        return self.read(self.out(hidden))
-
-    def read(self, output: Tensor) -> Tensor:
-        """The last layer's numbers as the outputs that tasks and inference take."""
-        if self.config.readout == "ordered_classes":
-            assert self.steps is not None
-            rising = functional.softplus(self.steps.float() + 0.5413)  # softplus(0.5413) = 1: thresholds begin one apart
-            thresholds = rising.cumsum(0) - rising.sum() / 2 - rising[0] / 2
-            above = output.float() - thresholds  # (B, K - 1) logits of "class k + 1 or more"
-            upper, lower = functional.logsigmoid(above), functional.logsigmoid(-above)
-            middle = torch.sigmoid(above[:, :-1]) - torch.sigmoid(above[:, 1:])
-            return torch.cat([lower[:, :1], middle.clamp_min(1e-7).log(), upper[:, -1:]], 1)
-        if self.config.readout == "ordered_values":
-            levels = torch.tensor(self.config.levels, dtype=output.dtype, device=output.device)
-            expected = levels[0] + (output.sigmoid() * levels.diff()).sum(1, keepdim=True)
-            return torch.cat([expected, output], 1)
-        return output
+        return self.readout(self.out(hidden))
 
 
 def _spread(flat: Tensor) -> Tensor:

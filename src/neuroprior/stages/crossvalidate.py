@@ -114,7 +114,7 @@ def crossvalidate(
     shelf.path_of("tasks", task)
     opened = Store.open(store)
     assignments = list(set or [])
-    many.settings(assignments, seed=seed)  # a mistake is told before anything is read
+    many.settings(assignments, seed=seed, task=task)  # a mistake is told before anything is read
     chosen = [part.strip() for part in parts.split(",")]
     values = many.targets(opened, task, target, contrasts, parts=[*chosen, *([""] if "train" in chosen else [])])
     of = splits.strata(values)
@@ -145,7 +145,7 @@ def crossvalidate(
             for fold in made
         ),
     ]
-    once = many.estimate_seconds(from_, opened, assignments)
+    once = many.estimate_seconds(from_, opened, assignments, task)
     if once is not None:
         lines.append(f"  about {once * len(made) * seeds / 60:.0f} minutes of training on a machine like the one that pretrained")
     if dry_run:

@@ -114,7 +114,7 @@ def fewshot(
     shelf.path_of("tasks", task)
     opened = Store.open(store)
     assignments = list(set or [])
-    many.settings(assignments, seed=seed)
+    many.settings(assignments, seed=seed, task=task)
     values = many.targets(opened, task, target, contrasts)
     test, pool, told = _divide(opened, values, task, test_share, seed)
     wanted = _numbers(shots, task, pool)
@@ -124,7 +124,7 @@ def fewshot(
         f"{task} of {target}: {len(pool)} subjects to learn from, {len(test)} to test on ({told}); shots "
         f"{', '.join(name for name, _ in wanted)} x {seeds} seeds x {', '.join(conditions)} = {len(runs)} runs"
     ]
-    once = many.estimate_seconds(from_, opened, assignments)
+    once = many.estimate_seconds(from_, opened, assignments, task)
     if once is not None:
         lines.append(f"about {once * len(runs) / 60:.0f} minutes of training on a machine like the one that pretrained")
     if dry_run:

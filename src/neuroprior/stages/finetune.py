@@ -134,7 +134,7 @@ def finetune(
     twin = out.with_name(f"{out.name}-scratch") if compare else None
     result = None
     for number in range(seed, seed + seeds):
-        config = finetuning.settings(set or [], seed=number, changes=changes)
+        config = finetuning.settings(set or [], seed=number, task=task, changes=changes)
         pairs = [(out, config)]
         if twin is not None:
             pairs.append((twin, config.model_copy(update={"strategy": "scratch"})))

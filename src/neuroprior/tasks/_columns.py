@@ -18,31 +18,40 @@ from ._protocol import usable_contrasts
 logger = logging.getLogger(__name__)
 
 
-class PooledConfig(BaseConfig):
-    """Settings of a task whose head pools."""
+class VectorConfig(BaseConfig):
+    """Settings of a task with one vector a case."""
 
+    head: Literal["cellwise", "pooled"] = "cellwise"
+    """``cellwise`` reads every cell, then pools; ``pooled`` pools first (the paper's, with ``pool=mean``, ``stages=false`` and
+    ``standardise=false``)."""
+    width: int = Field(default=32, ge=1)
+    """Of ``cellwise``: numbers that are read from each cell."""
+    grid: int = Field(default=2, ge=1)
+    """Of ``cellwise``: cells along each axis that are left after pooling."""
     pool: Literal["mean", "mean_max", "mean_std"] = "mean_max"
-    """How each half becomes a vector; the paper's is ``mean``."""
-    stages: bool = True
-    """Pool the encoder's stages too, not the halves alone."""
+    """Of ``pooled``: how each half becomes a vector."""
     standardise: bool = True
-    """Centre and scale the pooled features by their statistics over the training cases."""
-    hidden: int = Field(default=128, ge=0)
-    """Width of the head's hidden layer; 0 is a linear head."""
+    """Of ``pooled``: centre and scale the features by their statistics over the training cases (``cellwise`` always does)."""
+    stages: bool = True
+    """Read the encoder's stages too, not the halves alone."""
+    hidden: int = Field(default=64, ge=0)
+    """Width of the hidden layer; 0 is a linear one."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Fraction of hidden units dropped while training."""
 
 
-def pooled_head(
-    config: PooledConfig, net: nn.Module, contrasts: Sequence[str], outputs: int, covariates: Sequence[Covariate], **more: Any
+def vector_head(
+    config: VectorConfig, net: nn.Module, contrasts: Sequence[str], outputs: int, covariates: Sequence[Covariate], **more: Any
 ) -> tuple[str, dict[str, Any]]:
-    """Name and config of the pooled head for a task."""
-    return "pooled", {
+    """Name and config of the head for a task."""
+    common = {
         "contrasts": list(contrasts), "anatomy_channels": net.anatomy_channels, "contrast_channels": net.contrast_channels,
-        "outputs": outputs, "hidden": config.hidden, "dropout": config.dropout, "pool": config.pool,
-        "stage_channels": list(net.stage_channels) if config.stages else [], "standardise": config.standardise,
-        "covariates": [covariate.model_dump(mode="json") for covariate in covariates], **more,
+        "stage_channels": list(net.stage_channels) if config.stages else [], "outputs": outputs, "hidden": config.hidden,
+        "dropout": config.dropout, "covariates": [covariate.model_dump(mode="json") for covariate in covariates], **more,
     }  # fmt: skip
+    if config.head == "cellwise":
+        return "cellwise", common | {"width": config.width, "grid": config.grid}
+    return "pooled", common | {"pool": config.pool, "standardise": config.standardise}
 
 
 def is_missing(value: object) -> bool:

@@ -86,7 +86,6 @@ class FineTuneConfig(BaseConfig):
 
 DEFAULT_TRAINING: dict[str, Any] = {
     "steps": 300,
-    "batch": 2,
     "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-2},
     "schedule": {"name": "cosine", "warmup_steps": 20},
     "clip_norm": 1.0,
@@ -94,20 +93,25 @@ DEFAULT_TRAINING: dict[str, Any] = {
 }
 """What a fine-tuning run takes where nothing is set."""
 
+BATCH = {"segmentation": 2, "classification": 4, "regression": 4}
+"""Cases a step where nothing is set. A class or a number is one value a case, and what people share is told from what they do not by
+others in the batch."""
 
 WATCH = {"segmentation": "dice", "classification": "loss", "regression": "mae"}
 """The validation score that says which weights are best, where nothing is set."""
 
 
-def settings(assignments: Sequence[str], *, seed: int, changes: Mapping[str, Any] | None = None) -> FineTuneConfig:
-    """The defaults with ``key=value`` assignments and then ``changes`` (nested plain data) applied.
+def settings(
+    assignments: Sequence[str], *, seed: int, task: str = "segmentation", changes: Mapping[str, Any] | None = None
+) -> FineTuneConfig:
+    """The defaults of a task with ``key=value`` assignments and then ``changes`` (nested plain data) applied.
 
     A length in epochs or hours takes the place of the default number of steps.
 
     Raises:
         ConfigError: a setting is unknown or impossible.
     """
-    values = override({"training": DEFAULT_TRAINING | {"seed": seed}}, assignments)
+    values = override({"training": DEFAULT_TRAINING | {"batch": BATCH.get(task, 2), "seed": seed}}, assignments)
     for section, entries in (changes or {}).items():
         values[section] = {**values.get(section, {}), **entries} if isinstance(entries, Mapping) else entries
     training = values["training"]

@@ -53,9 +53,9 @@ class Run:
     tags: Mapping[str, Any]
 
 
-def settings(assignments: Sequence[str], *, seed: int) -> finetuning.FineTuneConfig:
-    """The fine-tuning settings of ``key=value`` assignments on the defaults."""
-    return finetuning.settings(assignments, seed=seed)
+def settings(assignments: Sequence[str], *, seed: int, task: str = "segmentation") -> finetuning.FineTuneConfig:
+    """The fine-tuning settings of ``key=value`` assignments on a task's defaults."""
+    return finetuning.settings(assignments, seed=seed, task=task)
 
 
 def targets(
@@ -180,7 +180,7 @@ def make(
                 "this folder holds a run of another split or other settings", file=folder, next_step="choose another --out"
             )
         return _read(folder, stored)
-    config = settings(assignments, seed=run.seed)
+    config = settings(assignments, seed=run.seed, task=task)
     result = fine_tune(
         store, run.source, task, target, config=config, out=folder, contrasts=contrasts, recipe=recipe, seed=run.seed,
         split=run.fold.split,
@@ -351,13 +351,13 @@ class Pace:
         logger.info("run %d of %d %s: %s%s", self.done, self.total, "kept from before" if kept else "finished", what, left)
 
 
-def estimate_seconds(source: str, store: Store, assignments: Sequence[str]) -> float | None:
+def estimate_seconds(source: str, store: Store, assignments: Sequence[str], task: str) -> float | None:
     """Seconds of one run, from the ledger of the model it starts from (same net, same store grid); None where there is none."""
     ledger = Path(source) / "ledger.json"
     if source == "scratch" or not ledger.is_file():
         return None
     book = artifacts.read_json(ledger)
-    config = settings(assignments, seed=0)
+    config = settings(assignments, seed=0, task=task)
     if not book.get("samples") or not book.get("wall_seconds") or not config.training.steps:
         return None
     samples = config.training.steps * config.training.batch * config.training.accumulate

@@ -115,7 +115,7 @@ def fine_tune(
             _tell_overlap(store, given.info, source, split)
     names = finetuning.expand_contrasts(contrasts, store, known)
     if strategy == "linear-probe" and task != "segmentation":
-        config = config.model_copy(update={"task": {"hidden": 0} | config.task})
+        config = config.model_copy(update={"task": {"head": "pooled", "hidden": 0} | config.task})
     plan = finetuning.plan(store, task, target, names, config, seed=seed, pretraining_patch=patch, split=split)
     if task == "segmentation":
         module = shelf.load("nets", net_name)
@@ -147,7 +147,7 @@ def fine_tune(
     if dry_run:
         logger.info("dry run: nothing was trained")
         return None
-    if getattr(head.config, "standardise", False):
+    if hasattr(head, "statistics") and getattr(head.config, "standardise", True):
         _standardise(head, net, store, plan, config.training)
     supervised = Supervised(net, head, plan.task)
     training = _resolved(config, strategy, supervised, dataset, out, task)
@@ -238,11 +238,13 @@ def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, traini
 def _standardise(
     head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig, limit: int = 48
 ) -> None:
-    """Give the pooled head the mean and spread of its features over (at most ``limit``) training cases, seen whole and unaltered."""
+    """Give the head the mean and spread of its features over (at most ``limit``) training cases, seen whole and unaltered."""
     chosen = [plan.train[n] for n in np.unique(np.linspace(0, len(plan.train) - 1, min(limit, len(plan.train))).astype(int))]
     device = _device(training_config)
     net.to(device)
-    anatomy, scans, contrasts = [], [], []
+    head.to(device)
+    seen: list[tuple[torch.Tensor, ...]] = []
+    contrasts: list[int] = []
     training = net.training
     net.eval()
     with torch.no_grad():
@@ -250,12 +252,11 @@ def _standardise(
             start = centred(case.session.shape, plan.patch)
             images = np.stack([crop(store.read(case.session.key, name), start, plan.patch) for name in case.contrasts])
             representation = net.encode(torch.from_numpy(images)[:, None].to(device))
-            one, rows = head.vectors(representation, torch.zeros(len(images), dtype=torch.int64, device=device), 1)
-            anatomy.append(one.cpu())
-            scans.append(rows.cpu())
-            contrasts += [plan.contrasts.index(name) for name in case.contrasts]
+            numbers = [plan.contrasts.index(name) for name in case.contrasts]
+            seen.append(tuple(rows.cpu() for rows in head.statistics(representation, torch.tensor(numbers, device=device))))
+            contrasts += numbers
     net.train(training).to("cpu")
-    head.standardise_by(torch.cat(anatomy), torch.cat(scans), torch.tensor(contrasts))
+    head.to("cpu").standardise_by(*(torch.cat(rows) for rows in zip(*seen, strict=True)), torch.tensor(contrasts))
 
 
 def _device(training: TrainingConfig) -> torch.device:

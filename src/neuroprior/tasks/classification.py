@@ -16,10 +16,10 @@ from ..core.errors import ConfigError, InputError
 from ..data.cases import Case
 from ..data.store import SessionView, Store
 from ..heads._covariates import Covariate
-from ._columns import PooledConfig, column_values, pooled_head
+from ._columns import VectorConfig, column_values, vector_head
 
 
-class Config(PooledConfig):
+class Config(VectorConfig):
     """Settings of the classification task."""
 
     positive: str | None = None
@@ -65,7 +65,7 @@ class Classification:
     def head(self, net: nn.Module, contrasts: Sequence[str]) -> tuple[str, dict[str, Any]]:
         """The pooled head with an output a class."""
         readout = "ordered_classes" if self.config.order else "plain"
-        return pooled_head(self.config, net, contrasts, len(self.classes), self.covariates, readout=readout)
+        return vector_head(self.config, net, contrasts, len(self.classes), self.covariates, readout=readout)
 
     def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Cross-entropy and accuracy from (B, classes) logits (log-probabilities where classes are ordered) and (B,) class numbers."""

@@ -21,13 +21,13 @@ from ..core.errors import InputError
 from ..data.cases import Case
 from ..data.store import SessionView, Store
 from ..heads._covariates import Covariate
-from ._columns import PooledConfig, column_values, pooled_head
+from ._columns import VectorConfig, column_values, vector_head
 
 LOG_VARIANCE = (-7.0, 5.0)
 """Smallest and largest predicted log-variance, in units of the target's variance."""
 
 
-class Config(PooledConfig):
+class Config(VectorConfig):
     """Settings of the regression task."""
 
     pool: Literal["mean", "mean_max", "mean_std"] = "mean"
@@ -73,7 +73,7 @@ class Regression:
     def head(self, net: nn.Module, contrasts: Sequence[str]) -> tuple[str, dict[str, Any]]:
         """The pooled head; its first output is the standardised number."""
         if self.config.loss == "ordinal":
-            return pooled_head(
+            return vector_head(
                 self.config,
                 net,
                 contrasts,
@@ -82,7 +82,7 @@ class Regression:
                 readout="ordered_values",
                 levels=list(self.levels),
             )
-        return pooled_head(self.config, net, contrasts, 2 if self.config.loss == "heteroscedastic" else 1, self.covariates)
+        return vector_head(self.config, net, contrasts, 2 if self.config.loss == "heteroscedastic" else 1, self.covariates)
 
     def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The loss from (B, outputs) outputs and (B,) standardised targets; ``mae`` is in the target's unit."""
