@@ -101,9 +101,10 @@ def held_out(folder: Path) -> list[str]:
         neuroprior.prepare(index, out=store, spacing="4")
     lines = []
     few = ["data.shots=20"]
-    runs = [("age", 300, 0, []), ("sex", 200, 0, []), ("sex", 200, 0, few), ("sex", 200, 1, few), ("sex", 200, 2, few)]
+    pooled = ["task.head=pooled"]
+    runs = [("age", 300, 0, []), ("sex", 200, 0, []), *(("sex", 200, seed, few) for seed in range(3)), ("age", 300, 0, pooled)]
     for target, steps, seed, more in runs:
-        name = f"{target}-20-{seed}" if more else f"{target}-1"
+        name = f"{target}-20-{seed}" if more == few else f"{target}-pooled" if more else f"{target}-1"
         run, scores = folder / name, folder / f"{name}s.parquet"
         if not scores.exists():
             task = "regression" if target == "age" else "classification"
