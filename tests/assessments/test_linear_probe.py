@@ -185,7 +185,8 @@ def test_a_probe_that_fails_one_sex_is_unfair() -> None:
     }
     probed = fit(features, ["no" if t == 0 else "yes" for t in truth], who)
     rows = {
-        (row.metric, row.region): row for row in fairness.assess(probed, variables, model="m", target="health", config=config)
+        (row.metric, row.region): row
+        for row in fairness.assess_probe(probed, variables, model="m", target="health", config=config)
     }
     test = probed.parts.test
     by_sex = [roc_auc_score(truth[test][sex[test] == k], probed.probability[test][sex[test] == k, 1]) for k in (0, 1)]

@@ -61,8 +61,8 @@ def test_intervals_are_scored_over_all_and_by_group(index_file: Path, tmp_path: 
     ordered = sorted(known)
     for sex in ("F", "M"):
         mine = [n for n, subject in enumerate(ordered) if known[subject].sex == sex]
-        assert covered.loc[f"sex {sex}", "value"] == pytest.approx(np.mean([n <= 5 for n in mine]))
-        assert covered.loc[f"sex {sex}", "n"] == len(mine)
+        assert covered.loc[f"sex={sex}", "value"] == pytest.approx(np.mean([n <= 5 for n in mine]))
+        assert covered.loc[f"sex={sex}", "n"] == len(mine)
     assert covered["n"].loc[[r for r in covered.index if r.startswith("age")]].sum() == 10
     widths = table[table["metric"] == "interval_width"].set_index("region")
     assert widths.loc["all", "value"] == pytest.approx(10.0)
