@@ -204,4 +204,4 @@ def test_a_probe_that_fails_one_sex_is_unfair() -> None:
     left_out = [row for row in rows.values() if row.value is None and "are needed" in row.note]
     assert all(row.region == "rare=y" for row in left_out)
     with pytest.raises(InputError, match="another length"):
-        fairness.assess(probed, {"sex": ["F"]}, model="m", target="x")
+        fairness.assess_probe(probed, {"sex": ["F"]}, model="m", target="x")
