@@ -123,7 +123,9 @@ def test_every_subset_is_scored_and_named(index_file: Path, tmp_path: Path) -> N
         write(folder / "subsets" / name, "regression", "age", rows, floor={"mean": 50.0})
     made = evaluate(folder, index_file, out=tmp_path / "s.parquet")
     table = pd.read_parquet(tmp_path / "s.parquet")
-    mae: Any = table[(table["metric"] == "mae") & (table["model"] == "p") & (table["region"] == "all")].set_index("condition")["value"]
+    mae: Any = table[(table["metric"] == "mae") & (table["model"] == "p") & (table["region"] == "all")].set_index("condition")[
+        "value"
+    ]
     assert set(mae.index) == {"clean", *names}
     for n, name in enumerate(names, start=1):
         assert float(mae.loc[name]) == pytest.approx(n)
@@ -146,7 +148,9 @@ def test_predicted_subsets_of_three_contrasts_are_seven_conditions(index_file: P
     run = finetune(store_path, "scratch", "segmentation", "lesion", out=tmp_path / "run", set=settings)
     predict(run, [str(index_file)], out=tmp_path / "p", split="test", subsets=True, preset="fast", device="cpu")
     refused = evaluate(tmp_path / "p", index_file, out=tmp_path / "s.parquet", assess="none")
-    assert len(refused.subset_headlines) == 4  # the label is on the T1w's grid; the others lie elsewhere and nobody asked to resample
+    assert (
+        len(refused.subset_headlines) == 4
+    )  # the label is on the T1w's grid; the others lie elsewhere and nobody asked to resample
     table = pd.read_parquet(tmp_path / "s.parquet").query("metric == 'not_scored'")
     assert set(table["condition"]) == {"T2w", "FLAIR", "FLAIR+T2w"}
     assert table["note"].str.contains("--resample").all()
