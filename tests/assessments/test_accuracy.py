@@ -229,3 +229,17 @@ def test_paired_difference_rests_on_shared_cases() -> None:
     assert found is not None
     assert (found["difference"], found["n"]) == (pytest.approx(0.1), 3)
     assert paired_difference([], rows("b", {"1": 0.7}), "dice", "x") is None
+
+
+def test_sensitivity_and_specificity_have_binomial_intervals() -> None:
+    from scipy import stats
+
+    cases = [f"c{k}" for k in range(12)]
+    truth = ["yes"] * 5 + ["no"] * 7
+    guess = ["yes"] * 5 + ["no"] * 6 + ["yes"]
+    rows = classify(Context("m", "classification", "ms", resamples=50), cases, cases, truth, guess, [0.9] * 5 + [0.1] * 7, "yes")
+    found = {row.metric: row for row in rows if row.case == "all"}
+    for metric, hits, n in (("sensitivity", 5, 5), ("specificity", 6, 7)):
+        wanted = stats.binomtest(hits, n).proportion_ci(method="wilson")
+        assert found[metric].value == pytest.approx(hits / n)
+        assert (found[metric].low, found[metric].high) == (pytest.approx(wanted.low), pytest.approx(wanted.high))

@@ -271,6 +271,7 @@ def test_a_group_of_two_is_shown_and_not_compared() -> None:
     assert "sex=F left out: 2 subjects" in rows["brier_gap", "sex"].note
     assert rows["brier_gap", "sex"].n == 28
     gaps = rows["auroc_gap", "sex"].value
+    assert gaps is not None
     yes, place = np.array(truth) == "yes", np.arange(30)
     by_hand = [sk.roc_auc_score(yes[part], p[part]) for part in (place[2:16], place[16:])]
     assert gaps == pytest.approx(abs(by_hand[0] - by_hand[1]))

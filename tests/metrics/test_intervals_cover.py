@@ -10,6 +10,7 @@ from scipy import stats
 
 from neuroprior.metrics._bootstrap import (
     FEW,
+    FURTHEST,
     OF_MEANS,
     clopper_pearson,
     counts,
@@ -89,8 +90,21 @@ def test_the_envelope_is_student_and_bootstrap_t_side_by_side() -> None:
         spread = np.sqrt((weights @ sample**2 / 15 - mean**2) * 15 / 14)
         quantiles = np.quantile(((mean - sample.mean()) / spread)[spread > 1e-12], [0.025, 0.975])
         own = sample.mean() - quantiles[::-1] * sample.std(ddof=1)
-        assert low == pytest.approx(min(t[0], own[0]))
-        assert high == pytest.approx(max(t[1], own[1]))
+        half = t[1] - values.mean()
+        assert low == pytest.approx(max(min(t[0], own[0]), values.mean() - FURTHEST * half))
+        assert high == pytest.approx(min(max(t[1], own[1]), values.mean() + FURTHEST * half))
+
+
+def test_one_outlier_of_few_does_not_make_an_endless_interval() -> None:
+    values = np.array([1.0, 1.01, 0.99, 1.0, 1.0, 30.0])
+    names = [str(k) for k in range(6)]
+    half = stats.t.ppf(0.975, 5) * stats.sem(values)
+    _, alone = mean_interval(names, values, method="studentised")
+    low, high = mean_interval(names, values, method="envelope")
+    assert alone is not None and low is not None and high is not None
+    assert alone > values.mean() + 10 * half
+    assert high == pytest.approx(values.mean() + 3 * half)
+    assert low == pytest.approx(values.mean() - half)
 
 
 def test_percentile_and_bca_agree_with_scipy() -> None:

@@ -27,6 +27,9 @@ NOT_ASSESSED = "not_assessed"
 MASKS = ("dice", "nsd", "lesion_f1", "hd95_mm")
 """Metrics of a mask that groups are compared by, the mean over regions."""
 
+OF_GROUPS = 1000
+"""Most draws for a metric of a set in one group: there are many groups."""
+
 Groups = Mapping[str, Mapping[str, str]]
 """Case -> variable (``sex``, ``site`` ...) -> its group."""
 
@@ -178,7 +181,8 @@ class Answers:
             low, high = mean_of(self.context, metric, who, statistic[rows]) if rows.size else (None, None)
         else:
             value = statistic(rows) if rows.size else float("nan")
-            low, high = set_interval(self.context, who, lambda k: statistic(rows[k])) if np.isfinite(value) else (None, None)
+            fewer = replace(self.context, resamples=min(self.context.resamples, OF_GROUPS))
+            low, high = set_interval(fewer, who, lambda k: statistic(rows[k])) if np.isfinite(value) else (None, None)
         missing = (
             "no case" if not rows.size else "not defined: one class only, or too few cases" if not np.isfinite(value) else ""
         )

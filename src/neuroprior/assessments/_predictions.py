@@ -501,13 +501,16 @@ def read_people(path: Path) -> dict[str, dict[str, str]]:
             rows = list(csv.DictReader(file, delimiter="\t"))
     except OSError as error:
         raise InputError("the participants table cannot be read", file=path, got=error.strerror) from None
+    except (UnicodeDecodeError, csv.Error):
+        rows = []
     if not rows or "participant_id" not in rows[0]:
         raise InputError("this is no participants table", file=path, expected="tab-separated, with a column participant_id")
     made = {}
     for row in rows:
+        values = {str(k): str(v) for k, v in row.items() if k and k != "participant_id" and v not in (None, "", "n/a")}
         name = str(row["participant_id"])
-        values = {k: v for k, v in row.items() if k and k != "participant_id" and v not in (None, "", "n/a")}
-        made[name if name.startswith("sub-") else f"sub-{name}"] = made[name] = {str(k): str(v) for k, v in values.items()}
+        made[name] = values
+        made.setdefault(f"sub-{name.removeprefix('sub-')}", values)
     return made
 
 

@@ -40,8 +40,10 @@ WITHIN: Mapping[str, tuple[float, float]] = {
         "dice", "iou", "nsd", "lesion_f1", "lesion_recall", "lesion_precision", "empty_specificity", "correct", "brier",
     ), (0.0, 1.0)),
     **dict.fromkeys((
-        "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml", "volume_error_relative", "voxels_outside_map", "absolute_error", "mae", "nll",
+        "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml", "volume_error_relative", "voxels_outside_map", "absolute_error", "mae", "interval_width",
+        "seconds", "volume_ml", "true_volume_ml", "lesion_count", "risk",
     ), (0.0, np.inf)),
+    "nll": (0.0, float(-np.log(nll.SMALLEST))),
 }  # fmt: skip
 """Metric -> the range that its mean lies in; any number where it is not named."""
 
@@ -339,7 +341,7 @@ def classify(
     _, code = np.unique(np.concatenate([t, g, [positive]]).astype(str), return_inverse=True)
     t, g, sign = code[: len(t)], code[len(t) : -1], code[-1]
     unlikely = -np.log(np.clip(np.where(yes, p, 1 - p), nll.SMALLEST, 1 - nll.SMALLEST))
-    return rows + over_set(
+    over = over_set(
         context,
         subjects,
         {
@@ -362,6 +364,14 @@ def classify(
         f"positive class {positive}, {int(yes.sum())} of {len(yes)}",
         "one class only" if yes.all() or not yes.any() else "no case of the class that it needs",
     )
+    # a share of the cases of one class: binomial over its subjects, where a bootstrap of 5 hits of 5 knows no doubt
+    for place, row in enumerate(over):
+        of = {"sensitivity": yes, "specificity": ~yes}.get(row.metric)
+        if of is not None and of.any():
+            hit = ((t == sign) == (g == sign))[of].astype(float)
+            low, high = mean_of(context, "correct", [subjects[k] for k in np.flatnonzero(of)], hit)
+            over[place] = replace(row, low=low, high=high)
+    return rows + over
 
 
 def regress(
