@@ -29,6 +29,7 @@ from ..tasks._calibration import group_of
 from . import matching
 from .accuracy import Context, classify, printed_rule, regress, segmentation_case, summarise
 from .domain_shift import spacing_group
+from .fewshot import regions_of
 from .significance import read_scores
 
 logger = logging.getLogger(__name__)
@@ -253,11 +254,6 @@ def _number(cell: Any) -> float:
         return float(cell)
     except (TypeError, ValueError):
         return float("nan")
-
-
-def regions_of(target: str, values: Sequence[int]) -> dict[str, int]:
-    """Region name -> label value."""
-    return {target: values[0]} if len(values) == 1 else {f"{target} {value}": value for value in values}
 
 
 def _segmentation(
