@@ -186,7 +186,9 @@ class Answers:
         missing = (
             "no case" if not rows.size else "not defined: one class only, or too few cases" if not np.isfinite(value) else ""
         )
-        text = "; ".join(part for part in (note, missing or caution(who)) if part)
+        text = "; ".join(
+            part for part in (note, missing or caution(who, (low, high) if self.context.resamples else None)) if part
+        )
         return replace(self.context.row("all", "all", metric, region, value, text, n=int(rows.size)), low=low, high=high)
 
 

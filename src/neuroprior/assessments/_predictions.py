@@ -229,7 +229,7 @@ def groups_of(scans: Sequence[Scan], row: Mapping[str, Any], columns: Sequence[s
             made[name] = str(value)
     strength = next((v for v in (truth_of(scans, n) for n in ("field_strength", "MagneticFieldStrength")) if v is not None), None)
     if strength is None:
-        told = re.search(r"(\d+(?:\.\d+)?) ?T\b", made.get("scanner", ""))
+        told = re.search(r"(?<![\w.])(\d+(?:\.\d+)?) ?T\b", made.get("scanner", ""))
         strength = told[1] if told else None
     if strength is not None:
         made["field_strength"] = f"{str(strength).removesuffix('T').strip()} T"

@@ -43,7 +43,8 @@ WITHIN: Mapping[str, tuple[float, float]] = {
         "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml", "volume_error_relative", "voxels_outside_map", "absolute_error", "mae", "interval_width",
         "seconds", "volume_ml", "true_volume_ml", "lesion_count", "risk",
     ), (0.0, np.inf)),
-    "nll": (0.0, float(-np.log(nll.SMALLEST))),
+    **dict.fromkeys(("brier_multiclass",), (0.0, 2.0)),
+    **dict.fromkeys(("nll", "nll_multiclass"), (0.0, float(-np.log(nll.SMALLEST)))),
 }  # fmt: skip
 """Metric -> the range that its mean lies in; any number where it is not named."""
 
@@ -232,28 +233,52 @@ def summarise(context: Context, rows: Sequence[Score]) -> list[Score]:
             continue
         subjects = [row.subject for row in counted]
         low, high = mean_of(context, metric, subjects, values)
-        note = "; ".join(part for part in (note, caution(subjects)) if part)
+        note = "; ".join(part for part in (note, caution(subjects, (low, high) if context.resamples else None)) if part)
         made.append(
             replace(context.row("all", "all", metric, region, float(values.mean()), note, n=len(values)), low=low, high=high)
         )
     return made
 
 
-def mean_of(context: Context, metric: str, subjects: Sequence[str], values: np.ndarray) -> tuple[float | None, float | None]:
+Between = tuple[float | None, float | None]
+"""The ends of an interval, or (None, None)."""
+
+
+def mean_of(context: Context, metric: str, subjects: Sequence[str], values: np.ndarray) -> Between:
     """The interval of the mean of (n,) values of a metric, over subjects and within the metric's range; none without resamples."""
     if context.resamples == 0:
         return None, None
-    return mean_interval(
+    return _unless_a_point(mean_interval(
         subjects, values, resamples=context.resamples, seed=context.seed, method=context.method,
         within=WITHIN.get(metric, (-np.inf, np.inf)),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
-def caution(subjects: Sequence[str]) -> str:
-    """What an interval over so few subjects does not say; empty from :data:`~neuroprior.metrics._bootstrap.FEW` on."""
+def set_interval(context: Context, subjects: Sequence[str], statistic: Callable[[np.ndarray], float]) -> Between:
+    """The interval of a statistic of (k,) row numbers, over subjects; none without resamples."""
+    if context.resamples == 0:
+        return None, None
+    method: Method = OF_SETS if context.method in ("studentised", "envelope") else context.method
+    return _unless_a_point(interval(subjects, statistic, resamples=context.resamples, seed=context.seed, method=method))
+
+
+def _unless_a_point(between: Between) -> Between:
+    """An interval whose ends are one number says that draws do not differ, not that there is no doubt: it is none."""
+    return (None, None) if between[0] is not None and between[0] == between[1] else between
+
+
+def caution(subjects: Sequence[str], between: Between | None = None) -> str:
+    """What an interval over so few subjects does not say, or why there is none; empty from :data:`~neuroprior.metrics._bootstrap.FEW` on.
+
+    Args:
+        subjects: whose the cases are.
+        between: the interval, where one was asked for.
+    """
     n = len(set(subjects))
     if n < FEWEST:
         return f"no interval: {n} subject{'' if n == 1 else 's'}, at least {FEWEST} are needed"
+    if between is not None and between[0] is None:
+        return "no interval: draws of the subjects do not differ, or most are not defined"
     return f"few subjects: failures in up to {unseen(n):.0%} of cases may be unseen" if n < FEW else ""
 
 
@@ -280,20 +305,11 @@ def over_set(
         else:
             value = statistic(np.arange(n))
             low, high = set_interval(context, subjects, statistic) if np.isfinite(value) else (None, None)
-        reason = f"not defined: {undefined}" if not np.isfinite(value) and undefined else caution(subjects)
+        between = (low, high) if context.resamples else None
+        reason = f"not defined: {undefined}" if not np.isfinite(value) and undefined else caution(subjects, between)
         text = "; ".join(part for part in (note, reason) if part)
         made.append(replace(context.row("all", "all", name, region, value, text, n=n), low=low, high=high))
     return made
-
-
-def set_interval(
-    context: Context, subjects: Sequence[str], statistic: Callable[[np.ndarray], float]
-) -> tuple[float | None, float | None]:
-    """The interval of a statistic of (k,) row numbers, over subjects; none without resamples."""
-    if context.resamples == 0:
-        return None, None
-    method: Method = OF_SETS if context.method in ("studentised", "envelope") else context.method
-    return interval(subjects, statistic, resamples=context.resamples, seed=context.seed, method=method)
 
 
 def classify(
@@ -341,6 +357,7 @@ def classify(
     _, code = np.unique(np.concatenate([t, g, [positive]]).astype(str), return_inverse=True)
     t, g, sign = code[: len(t)], code[len(t) : -1], code[-1]
     unlikely = -np.log(np.clip(np.where(yes, p, 1 - p), nll.SMALLEST, 1 - nll.SMALLEST))
+    head = f"positive class {positive}, {int(yes.sum())} of {len(yes)}"
     over = over_set(
         context,
         subjects,
@@ -361,16 +378,17 @@ def classify(
             "brier": (p - yes) ** 2,
             "nll": unlikely,
         },
-        f"positive class {positive}, {int(yes.sum())} of {len(yes)}",
+        head,
         "one class only" if yes.all() or not yes.any() else "no case of the class that it needs",
     )
     # a share of the cases of one class: binomial over its subjects, where a bootstrap of 5 hits of 5 knows no doubt
     for place, row in enumerate(over):
         of = {"sensitivity": yes, "specificity": ~yes}.get(row.metric)
         if of is not None and of.any():
-            hit = ((t == sign) == (g == sign))[of].astype(float)
-            low, high = mean_of(context, "correct", [subjects[k] for k in np.flatnonzero(of)], hit)
-            over[place] = replace(row, low=low, high=high)
+            hit, who = ((t == sign) == (g == sign))[of].astype(float), [subjects[k] for k in np.flatnonzero(of)]
+            low, high = mean_of(context, "correct", who, hit)
+            said_of = caution(who, (low, high) if context.resamples else None)
+            over[place] = replace(row, low=low, high=high, note="; ".join(part for part in (head, said_of) if part))
     return rows + over
 
 

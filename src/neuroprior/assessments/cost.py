@@ -115,7 +115,7 @@ def assess(found: Answers, groups: Groups, info: Mapping[str, Any], config: Conf
     if kept.size:
         who = [found.subjects[k] for k in kept]
         low, high = mean_of(context, "seconds", who, seconds[kept])
-        note = "; ".join(t for t in ("reading, computing and writing", caution(who)) if t)
+        note = "; ".join(t for t in ("reading, computing and writing", caution(who, (low, high))) if t)
         row = context.row("all", "all", "seconds_per_case", "all", float(seconds[kept].mean()), note, n=kept.size)
         made.append(replace(row, low=low, high=high))
     for metric in ("peak_memory_mb", "peak_gpu_memory_mb"):

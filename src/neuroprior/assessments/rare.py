@@ -81,7 +81,7 @@ def _classes(found: Answers, info: Mapping[str, Any], config: Config) -> list[Sc
         who = [found.subjects[k] for k in np.flatnonzero(yes)]
         hit = (found.guess[yes] == name).astype(float)
         low, high = mean_of(context, "correct", who, hit)
-        row = context.row("all", "all", "sensitivity", region, float(hit.mean()), caution(who), n=len(hit))
+        row = context.row("all", "all", "sensitivity", region, float(hit.mean()), caution(who, (low, high)), n=len(hit))
         made.append(replace(row, low=low, high=high))
         if name not in found.classes:
             continue
@@ -122,7 +122,9 @@ def _lesions(found: Answers) -> list[Score]:
             return float(hits[kept[k]].sum() / total[kept[k]].sum())
 
         low, high = set_interval(context, who, pooled)
-        note = "; ".join(t for t in (f"{int(total.sum())} lesions of {size} in {kept.size} cases", caution(who)) if t)
+        note = "; ".join(
+            t for t in (f"{int(total.sum())} lesions of {size} in {kept.size} cases", caution(who, (low, high))) if t
+        )
         row = context.row("all", "all", "lesion_recall_pooled", region, pooled(np.arange(kept.size)), note, n=int(total.sum()))
         made.append(replace(row, low=low, high=high))
     return made
@@ -147,7 +149,13 @@ def _structures(found: Answers) -> list[Score]:
             ", the smallest" if place == 0 and len(order) > 1 else ""
         )
         row = context.row(
-            "all", "all", "sensitivity", region, float(hit.mean()), "; ".join(t for t in (note, caution(who)) if t), n=len(hit)
+            "all",
+            "all",
+            "sensitivity",
+            region,
+            float(hit.mean()),
+            "; ".join(t for t in (note, caution(who, (low, high))) if t),
+            n=len(hit),
         )
         made.append(replace(row, low=low, high=high))
     return made
