@@ -8,7 +8,7 @@ other, in turn, in one process and one thread; the ratio is taken pair by pair. 
 structures, one whole brain. With fewer ``--timed`` pairs than ``--pairs`` the total is the mean times the pairs, and is called extrapolated. Scaling: the same
 pairs over processes against one, ours alone, in wall time and in CPU time (on a busy machine only the latter says anything). Appends a JSON line to benchmarks/results/metrics.jsonl.
 
-Coverage: the share of 95 % intervals that hold the true value, for the mean of DSC-like, skewed and normal values, the AUROC, and seeds by subjects.
+Coverage: the share of 95 % intervals that hold the true value, for the AUROC, and for seeds by subjects (benchmarks/intervals.py has means).
 """
 
 from __future__ import annotations
@@ -159,38 +159,15 @@ def speed(pairs: int, timed: int, processes: int) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-METHODS: tuple[Method, ...] = ("percentile", "expanded", "bca", "studentised")
-
-
-def coverage_of_means(draws: int, resamples: int = 1000) -> None:
-    """Print the share of 95 % intervals of a mean that hold the truth."""
-    kinds: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
-        "normal": (lambda g, n: g.normal(0, 1, n), 0.0),
-        "DSC (beta 8, 2)": (lambda g, n: g.beta(8, 2, n), 0.8),
-        "absolute error": (lambda g, n: np.abs(g.normal(0, 1, n)), float(np.sqrt(2 / np.pi))),
-        "HD95 (lognormal 0.8)": (lambda g, n: g.lognormal(0, 0.8, n), float(np.exp(0.32))),
-        "DSC, one case in ten missed": (lambda g, n: g.beta(8, 2, n) * (g.random(n) > 0.1), 0.72),
-    }
-    print(f"{draws} draws of each, {resamples} resamples")
-    print("values | n | " + " | ".join(METHODS))
-    for name, (make, truth) in kinds.items():
-        for n in (10, 20, 50):
-            names = [f"{k:03}" for k in range(n)]
-            hits = dict.fromkeys(METHODS, 0)
-            for trial in range(draws):
-                values = make(generator("coverage", name, n, trial), n)
-                for method in METHODS:
-                    low, high = mean_interval(names, values, resamples=resamples, seed=trial, method=method)
-                    hits[method] += low is not None and high is not None and low <= truth <= high
-            print(f"{name} | {n} | " + " | ".join(f"{hits[method] / draws:.3f}" for method in METHODS))
+METHODS: tuple[Method, ...] = ("percentile", "expanded", "bca")
 
 
 def coverage_of_auroc(draws: int, resamples: int = 300) -> None:
-    """The same of an AUROC."""
-    print("\nAUROC | n | " + " | ".join(METHODS[:3]))
+    """Print the share of 95 % intervals of an AUROC that hold the truth."""
+    print("AUROC | n | " + " | ".join(METHODS))
     area = 0.760250  # of normals one standard deviation apart: Phi(1 / sqrt 2)
     for n in (20, 50):
-        names, hit = [f"{k:03}" for k in range(n)], dict.fromkeys(METHODS[:3], 0)
+        names, hit = [f"{k:03}" for k in range(n)], dict.fromkeys(METHODS, 0)
         truth = np.arange(n) < n // 2
         for trial in range(draws):
             score = truth + generator("coverage", "auroc", n, trial).normal(0, 1, n)
@@ -228,7 +205,6 @@ if __name__ == "__main__":
     parser.add_argument("--draws", type=int, default=500)
     chosen = parser.parse_args()
     if chosen.coverage:
-        coverage_of_means(chosen.draws)
         coverage_of_auroc(chosen.draws)
         coverage_over_seeds(chosen.draws)
     else:

@@ -17,22 +17,33 @@ def blocks(path: Path) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_quick_start_runs(tmp_path: Path) -> None:
+def run(page: str, folder: Path) -> None:
+    """All bash blocks of a page in one empty folder."""
     script = (
         "set -euo pipefail\nneuroprior() { "
         + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
-        + "\n".join(blocks(ROOT / "docs/quickstart.md"))
+        + "\n".join(blocks(ROOT / "docs" / page))
     )
     done = subprocess.run(
         ["bash", "-c", script],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_quick_start_runs(tmp_path: Path) -> None:
+    run("quickstart.md", tmp_path)
     assert (tmp_path / "report/report.html").is_file()
+
+
+def test_the_assessments_page_runs(tmp_path: Path) -> None:
+    run("assessments.md", tmp_path)
+    assert "## Scores: sex" in (tmp_path / "runs/sex/model/README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "scores/short.parquet").is_file()
 
 
 def test_the_examples_in_python_run() -> None:

@@ -86,7 +86,11 @@ def test_counts_stand_beside_every_mean() -> None:
         rows += segmentation_case(context, f"c{k}", f"s{k}", mask(predicted), mask(present), SPACING, {"lesion": 1})
     over = {(row.metric, row.region): row for row in summarise(context, rows)}
     dice = over["dice", "lesion"]
-    assert (dice.value, dice.n, dice.note) == (pytest.approx(2 / 4), 4, "1 of 5 cases not defined")
+    assert (dice.value, dice.n, dice.note) == (
+        pytest.approx(2 / 4),
+        4,
+        "1 of 5 cases not defined; few subjects: failures in up to 53% of cases may be unseen",
+    )
     assert dice.low is not None and dice.high is not None and dice.low < 0.5 < dice.high
     specificity = over["empty_specificity", "lesion"]
     assert (specificity.value, specificity.n) == (0.5, 2)
@@ -175,7 +179,10 @@ def test_a_number_that_is_nan_counts_as_twice_the_floor() -> None:
     errors = {row.case: row.value for row in rows if row.metric == "absolute_error"}
     assert errors == {"a": 1, "b": 10, "c": 1, "d": 30}
     got = next(row for row in rows if row.metric == "mae")
-    assert (got.value, got.note) == (pytest.approx(10.5), "2 failed cases counted as twice the floor's error")
+    assert (got.value, got.note) == (
+        pytest.approx(10.5),
+        "2 failed cases counted as twice the floor's error; few subjects: failures in up to 53% of cases may be unseen",
+    )
     constant = regress(context, cases, cases, [20, 30, 40, 50], [35] * 4)
     by_name = {row.metric: row for row in constant if row.case == "all"}
     assert by_name["pearson_r"].value is None
@@ -222,3 +229,17 @@ def test_paired_difference_rests_on_shared_cases() -> None:
     assert found is not None
     assert (found["difference"], found["n"]) == (pytest.approx(0.1), 3)
     assert paired_difference([], rows("b", {"1": 0.7}), "dice", "x") is None
+
+
+def test_sensitivity_and_specificity_have_binomial_intervals() -> None:
+    from scipy import stats
+
+    cases = [f"c{k}" for k in range(12)]
+    truth = ["yes"] * 5 + ["no"] * 7
+    guess = ["yes"] * 5 + ["no"] * 6 + ["yes"]
+    rows = classify(Context("m", "classification", "ms", resamples=50), cases, cases, truth, guess, [0.9] * 5 + [0.1] * 7, "yes")
+    found = {row.metric: row for row in rows if row.case == "all"}
+    for metric, hits, n in (("sensitivity", 5, 5), ("specificity", 6, 7)):
+        wanted = stats.binomtest(hits, n).proportion_ci(method="wilson")
+        assert found[metric].value == pytest.approx(hits / n)
+        assert (found[metric].low, found[metric].high) == (pytest.approx(wanted.low), pytest.approx(wanted.high))

@@ -185,7 +185,8 @@ def test_a_probe_that_fails_one_sex_is_unfair() -> None:
     }
     probed = fit(features, ["no" if t == 0 else "yes" for t in truth], who)
     rows = {
-        (row.metric, row.region): row for row in fairness.assess(probed, variables, model="m", target="health", config=config)
+        (row.metric, row.region): row
+        for row in fairness.assess_probe(probed, variables, model="m", target="health", config=config)
     }
     test = probed.parts.test
     by_sex = [roc_auc_score(truth[test][sex[test] == k], probed.probability[test][sex[test] == k, 1]) for k in (0, 1)]
@@ -203,4 +204,4 @@ def test_a_probe_that_fails_one_sex_is_unfair() -> None:
     left_out = [row for row in rows.values() if row.value is None and "are needed" in row.note]
     assert all(row.region == "rare=y" for row in left_out)
     with pytest.raises(InputError, match="another length"):
-        fairness.assess(probed, {"sex": ["F"]}, model="m", target="x")
+        fairness.assess_probe(probed, {"sex": ["F"]}, model="m", target="x")

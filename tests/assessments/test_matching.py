@@ -130,14 +130,29 @@ def test_evaluate_says_when_nothing_fits(tmp_path: Path) -> None:
         evaluate(tmp_path / "empty", tmp_path / "truth", tmp_path / "s.parquet")
 
 
-def test_a_coarser_prediction_is_told_of_and_all_zero_references_are_no_structure(tmp_path: Path) -> None:
+def test_another_grid_is_an_error_row_unless_asked_for_and_all_zero_references_are_no_structure(tmp_path: Path) -> None:
     from neuroprior.stages.evaluate import evaluate
 
     write(tmp_path / "truth" / "a.nii.gz", box())
     write(tmp_path / "truth" / "b.nii.gz", np.zeros((16, 16, 16)))
     write(tmp_path / "tool" / "a_seg.nii.gz", np.ones((8, 8, 8)), 2.0)
     write(tmp_path / "tool" / "b_seg.nii.gz", box())
-    evaluate(tmp_path / "tool", tmp_path / "truth", tmp_path / "s.parquet")
-    table = pd.read_parquet(tmp_path / "s.parquet").query("metric == 'dice'").set_index("case")
-    assert "resampled" in table.loc["a.nii.gz", "note"]
-    assert (table.loc["b.nii.gz", "value"], table.loc["b.nii.gz", "note"]) == (0, "reference empty")
+    done = evaluate(tmp_path / "tool", tmp_path / "truth", tmp_path / "s.parquet")
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    row = table.query("metric == 'not_scored'").iloc[0]
+    assert row["case"] == "a.nii.gz"
+    for part in ("16 x 16 x 16 voxels of 1 x 1 x 1 mm", "8 x 8 x 8 voxels of 2 x 2 x 2 mm", "--resample"):
+        assert part in row["note"]
+    assert (done.unscored, done.unusable, done.exit_code) == (1, 1, 3)
+    assert "NOT SCORED" in str(done)
+    dice = table.query("metric == 'dice'").set_index("case")
+    assert (dice.loc["b.nii.gz", "value"], dice.loc["b.nii.gz", "note"]) == (0, "reference empty")
+
+    done = evaluate(tmp_path / "tool", tmp_path / "truth", tmp_path / "s.parquet", resample=True)
+    assert done.exit_code == 0
+    dice = pd.read_parquet(tmp_path / "s.parquet").query("metric == 'dice'").set_index("case")
+    assert "resampled by nearest neighbour from 8 x 8 x 8 voxels" in dice.loc["a.nii.gz", "note"]
+    covered = 16**3  # the last small centres lie on the edge of the last large voxel
+    assert dice.loc["a.nii.gz", "value"] == pytest.approx(2 * 216 / (216 + covered))
+    assert done.rule.startswith("rule for empty masks: honest")
+    assert done.rule in str(done)

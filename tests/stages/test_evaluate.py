@@ -61,8 +61,8 @@ def test_intervals_are_scored_over_all_and_by_group(index_file: Path, tmp_path: 
     ordered = sorted(known)
     for sex in ("F", "M"):
         mine = [n for n, subject in enumerate(ordered) if known[subject].sex == sex]
-        assert covered.loc[f"sex {sex}", "value"] == pytest.approx(np.mean([n <= 5 for n in mine]))
-        assert covered.loc[f"sex {sex}", "n"] == len(mine)
+        assert covered.loc[f"sex={sex}", "value"] == pytest.approx(np.mean([n <= 5 for n in mine]))
+        assert covered.loc[f"sex={sex}", "n"] == len(mine)
     assert covered["n"].loc[[r for r in covered.index if r.startswith("age")]].sum() == 10
     widths = table[table["metric"] == "interval_width"].set_index("region")
     assert widths.loc["all", "value"] == pytest.approx(10.0)
@@ -104,7 +104,7 @@ def test_an_abstained_case_is_not_a_failed_one(index_file: Path, tmp_path: Path)
     made = evaluate(folder, index_file, out=tmp_path / "s.parquet")
     assert (made.failed, made.abstained) == (1, 1)
     assert "left to a person" in str(made)
-    table = pd.read_parquet(tmp_path / "s.parquet").set_index("metric")
+    table = pd.read_parquet(tmp_path / "s.parquet").query("region == 'all'").set_index("metric")
     assert table.loc["answered", "value"] == 0.9
     assert set(table.loc["mae", "n"]) == {9}
     everyone = [{**one, "status": "abstained", "value": None} for one in rows]
@@ -123,7 +123,9 @@ def test_every_subset_is_scored_and_named(index_file: Path, tmp_path: Path) -> N
         write(folder / "subsets" / name, "regression", "age", rows, floor={"mean": 50.0})
     made = evaluate(folder, index_file, out=tmp_path / "s.parquet")
     table = pd.read_parquet(tmp_path / "s.parquet")
-    mae: Any = table[(table["metric"] == "mae") & (table["model"] == "p")].set_index("condition")["value"]
+    mae: Any = table[(table["metric"] == "mae") & (table["model"] == "p") & (table["region"] == "all")].set_index("condition")[
+        "value"
+    ]
     assert set(mae.index) == {"clean", *names}
     for n, name in enumerate(names, start=1):
         assert float(mae.loc[name]) == pytest.approx(n)
@@ -145,9 +147,18 @@ def test_predicted_subsets_of_three_contrasts_are_seven_conditions(index_file: P
     settings = ["training.steps=2", "training.accelerator=cpu", "training.schedule.warmup_steps=1", "data.patch=16"]
     run = finetune(store_path, "scratch", "segmentation", "lesion", out=tmp_path / "run", set=settings)
     predict(run, [str(index_file)], out=tmp_path / "p", split="test", subsets=True, preset="fast", device="cpu")
-    made = evaluate(tmp_path / "p", index_file, out=tmp_path / "s.parquet")
+    refused = evaluate(tmp_path / "p", index_file, out=tmp_path / "s.parquet", assess="none")
+    assert (
+        len(refused.subset_headlines) == 4
+    )  # the label is on the T1w's grid; the others lie elsewhere and nobody asked to resample
+    table = pd.read_parquet(tmp_path / "s.parquet").query("metric == 'not_scored'")
+    assert set(table["condition"]) == {"T2w", "FLAIR", "FLAIR+T2w"}
+    assert table["note"].str.contains("--resample").all()
+    made = evaluate(tmp_path / "p", index_file, out=tmp_path / "s.parquet", resample=True)
     table = pd.read_parquet(tmp_path / "s.parquet")
-    mine = table[(table["model"] == "p") & (table["metric"] == "dice") & (table["case"] == "all")]
+    mine = table[
+        (table["model"] == "p") & (table["metric"] == "dice") & (table["case"] == "all") & ~table["region"].str.contains("=")
+    ]
     conditions = set(mine["condition"]) - {"clean"}
     assert len(conditions) == 7
     assert {frozenset(name.split("+")) for name in conditions} == {

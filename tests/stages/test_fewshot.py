@@ -138,7 +138,7 @@ def test_cross_validation_scores_every_case_once_and_calibrates(
     info = artifacts.read_json(tmp_path / "cv/ensemble/ensemble.json")
     assert info["calibration"]["n"] == len(rows)
     assert info["calibration"]["quantiles"]["value"] == pytest.approx(sorted(errors)[int(np.ceil(11 * 0.8)) - 1], abs=1e-3)
-    assert set(table[table["metric"] == "coverage"]["region"]) >= {"all", "sex F", "sex M"}
+    assert set(table[table["metric"] == "coverage"]["region"]) >= {"all", "sex=F", "sex=M"}
 
 
 def test_what_is_chosen_does_not_depend_on_test_labels(store_path: Path, tiny: str, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_intervals_cover_at_their_level_over_all_and_by_sex_and_age() -> None:
         for r in scoring.calibration_scores(Context("m", "regression", "age"), folds, NUMBER)
         if r.metric == "coverage"
     }
-    assert set(rows) == {"all", "sex F", "sex M", "age <40", "age 40+"}
+    assert set(rows) == {"all", "sex=F", "sex=M", "age=<40", "age=40+"}
     for region, row in rows.items():
         assert row.low is not None
         assert row.high is not None

@@ -20,7 +20,6 @@ from ..metrics import (
     _inputs,
     age_bias,
     auroc,
-    brier,
     classification,
     dice,
     ece,
@@ -28,14 +27,26 @@ from ..metrics import (
     lesions,
     nll,
     operating,
-    selective,
     surface,
     volume,
 )
-from ..metrics._bootstrap import FEWEST, Method, interval, mean_interval
+from ..metrics._bootstrap import FEW, FEWEST, OF_MEANS, OF_SETS, Method, interval, mean_interval, unseen
 
 SIZE_BINS_ML: tuple[lesions.Bin, ...] = (("small", 0.0, 0.1), ("medium", 0.1, 1.0), ("large", 1.0, np.inf))
 """Lesion sizes in millilitres that detection is also given for."""
+
+WITHIN: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys((
+        "dice", "iou", "nsd", "lesion_f1", "lesion_recall", "lesion_precision", "empty_specificity", "correct", "brier",
+    ), (0.0, 1.0)),
+    **dict.fromkeys((
+        "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml", "volume_error_relative", "voxels_outside_map", "absolute_error", "mae", "interval_width",
+        "seconds", "volume_ml", "true_volume_ml", "lesion_count", "risk",
+    ), (0.0, np.inf)),
+    **dict.fromkeys(("brier_multiclass",), (0.0, 2.0)),
+    **dict.fromkeys(("nll", "nll_multiclass"), (0.0, float(-np.log(nll.SMALLEST)))),
+}  # fmt: skip
+"""Metric -> the range that its mean lies in; any number where it is not named."""
 
 DIAGONAL = "diagonal"
 """In a rule: the distance from one corner of the image to the other, the worst that a distance can be."""
@@ -101,7 +112,7 @@ class Context:
         rule: ``honest`` or ``fomo26``.
         tolerance_mm: of the NSD.
         resamples, seed: of the bootstrap.
-        method: of the intervals (``metrics/_bootstrap.py``).
+        method: of the intervals of means (``metrics/_bootstrap.py``).
     """
 
     model: str
@@ -112,7 +123,7 @@ class Context:
     tolerance_mm: float = 1.0
     resamples: int = 2000
     seed: int = 0
-    method: Method = "expanded"
+    method: Method = OF_MEANS
 
     def row(self, case: str, subject: str, metric: str, region: str, value: float, note: str = "", n: int = 1) -> Score:
         """A score; a value that is not finite becomes None."""
@@ -182,6 +193,8 @@ def segmentation_case(
             add("hd95_mm", distances.hausdorff())
             add("hd_mm", distances.hausdorff(100))
             add("assd_mm", distances.assd())
+        add("volume_ml", float(p.sum()) * voxel_ml)
+        add("true_volume_ml", float(r.sum()) * voxel_ml)
         add("volume_difference_ml", dice.volume_difference_ml(p, r, spacing_mm))
         add("volume_error_ml", volume.absolute_error_ml(p, r, spacing_mm))
         add("volume_error_relative", abs(volume.relative_difference(p, r)))
@@ -200,6 +213,7 @@ def segmentation_case(
                     ("lesion_precision", here.precision),
                 ):
                     add(metric, number, f"{region}, {name}")
+                add("lesion_count", float(here.found + here.missed), f"{region}, {name}")
     return rows
 
 
@@ -218,35 +232,83 @@ def summarise(context: Context, rows: Sequence[Score]) -> list[Score]:
             made.append(context.row("all", "all", metric, region, float("nan"), note, n=0))
             continue
         subjects = [row.subject for row in counted]
-        low, high = mean_interval(subjects, values, resamples=context.resamples, seed=context.seed, method=context.method)
-        note = "; ".join(part for part in (note, _too_few(subjects)) if part)
+        low, high = mean_of(context, metric, subjects, values)
+        note = "; ".join(part for part in (note, caution(subjects, (low, high) if context.resamples else None)) if part)
         made.append(
             replace(context.row("all", "all", metric, region, float(values.mean()), note, n=len(values)), low=low, high=high)
         )
     return made
 
 
-def _too_few(subjects: Sequence[str]) -> str:
+Between = tuple[float | None, float | None]
+"""The ends of an interval, or (None, None)."""
+
+
+def mean_of(context: Context, metric: str, subjects: Sequence[str], values: np.ndarray) -> Between:
+    """The interval of the mean of (n,) values of a metric, over subjects and within the metric's range; none without resamples."""
+    if context.resamples == 0:
+        return None, None
+    return _unless_a_point(mean_interval(
+        subjects, values, resamples=context.resamples, seed=context.seed, method=context.method,
+        within=WITHIN.get(metric, (-np.inf, np.inf)),
+    ))  # fmt: skip
+
+
+def set_interval(context: Context, subjects: Sequence[str], statistic: Callable[[np.ndarray], float]) -> Between:
+    """The interval of a statistic of (k,) row numbers, over subjects; none without resamples."""
+    if context.resamples == 0:
+        return None, None
+    method: Method = OF_SETS if context.method in ("studentised", "envelope") else context.method
+    return _unless_a_point(interval(subjects, statistic, resamples=context.resamples, seed=context.seed, method=method))
+
+
+def _unless_a_point(between: Between) -> Between:
+    """An interval whose ends are one number says that draws do not differ, not that there is no doubt: it is none."""
+    return (None, None) if between[0] is not None and between[0] == between[1] else between
+
+
+def caution(subjects: Sequence[str], between: Between | None = None) -> str:
+    """What an interval over so few subjects does not say, or why there is none; empty from :data:`~neuroprior.metrics._bootstrap.FEW` on.
+
+    Args:
+        subjects: whose the cases are.
+        between: the interval, where one was asked for.
+    """
     n = len(set(subjects))
-    return f"no interval: {n} subject{'s' if n > 1 else ''}, at least {FEWEST} are needed" if n < FEWEST else ""
+    if n < FEWEST:
+        return f"no interval: {n} subject{'' if n == 1 else 's'}, at least {FEWEST} are needed"
+    if between is not None and between[0] is None:
+        return "no interval: draws of the subjects do not differ, or most are not defined"
+    return f"few subjects: failures in up to {unseen(n):.0%} of cases may be unseen" if n < FEW else ""
 
 
-def _over_set(
-    context: Context,
-    subjects: Sequence[str],
-    metrics: Mapping[str, Callable[[np.ndarray], float]],
-    note: str = "",
-    undefined: str = "",
-) -> list[Score]:
+def over_set(
+    context: Context, subjects: Sequence[str], metrics: Mapping[str, Callable[[np.ndarray], float] | np.ndarray], note: str = "",
+    undefined: str = "", region: str = "all",
+) -> list[Score]:  # fmt: skip
+    """Metrics of a whole set, each with its interval over subjects.
+
+    Args:
+        context: origin.
+        subjects: (n,) whose each case is.
+        metrics: name -> a function of (k,) row numbers, or (n,) values whose mean it is.
+        note: of every row.
+        undefined: why one may not be defined.
+        region: of every row.
+    """
     n = len(subjects)
     made = []
     for name, statistic in metrics.items():
-        value = statistic(np.arange(n))
-        method: Method = "expanded" if context.method == "studentised" else context.method
-        low, high = interval(subjects, statistic, resamples=context.resamples, seed=context.seed, method=method)
-        reason = f"not defined: {undefined}" if not np.isfinite(value) and undefined else _too_few(subjects)
+        if isinstance(statistic, np.ndarray):
+            value = float(statistic.mean()) if n else float("nan")
+            low, high = mean_of(context, name, subjects, statistic) if n else (None, None)
+        else:
+            value = statistic(np.arange(n))
+            low, high = set_interval(context, subjects, statistic) if np.isfinite(value) else (None, None)
+        between = (low, high) if context.resamples else None
+        reason = f"not defined: {undefined}" if not np.isfinite(value) and undefined else caution(subjects, between)
         text = "; ".join(part for part in (note, reason) if part)
-        made.append(replace(context.row("all", "all", name, "all", value, text, n=n), low=low, high=high))
+        made.append(replace(context.row("all", "all", name, region, value, text, n=n), low=low, high=high))
     return made
 
 
@@ -294,8 +356,9 @@ def classify(
     # numbers compare faster than names, and the bootstrap compares them thousands of times
     _, code = np.unique(np.concatenate([t, g, [positive]]).astype(str), return_inverse=True)
     t, g, sign = code[: len(t)], code[len(t) : -1], code[-1]
-    wrong, sure = (t != g).astype(float), np.maximum(p, 1 - p)
-    return rows + _over_set(
+    unlikely = -np.log(np.clip(np.where(yes, p, 1 - p), nll.SMALLEST, 1 - nll.SMALLEST))
+    head = f"positive class {positive}, {int(yes.sum())} of {len(yes)}"
+    over = over_set(
         context,
         subjects,
         {
@@ -312,16 +375,21 @@ def classify(
             "ece": lambda k: ece.ece(yes[k], p[k]),
             "ece_mass": lambda k: ece.ece(yes[k], p[k], scheme="mass"),
             "ece_debiased": lambda k: ece.debiased(yes[k], p[k]),
-            "brier": lambda k: brier.brier(yes[k], p[k]),
-            "brier_reliability": lambda k: brier.decompose(yes[k], p[k]).reliability,
-            "brier_resolution": lambda k: brier.decompose(yes[k], p[k]).resolution,
-            "nll": lambda k: nll.binary(yes[k], p[k]),
-            "aurc": lambda k: selective.aurc(wrong[k], sure[k]),
-            "excess_aurc": lambda k: selective.excess_aurc(wrong[k], sure[k]),
+            "brier": (p - yes) ** 2,
+            "nll": unlikely,
         },
-        f"positive class {positive}, {int(yes.sum())} of {len(yes)}",
+        head,
         "one class only" if yes.all() or not yes.any() else "no case of the class that it needs",
     )
+    # a share of the cases of one class: binomial over its subjects, where a bootstrap of 5 hits of 5 knows no doubt
+    for place, row in enumerate(over):
+        of = {"sensitivity": yes, "specificity": ~yes}.get(row.metric)
+        if of is not None and of.any():
+            hit, who = ((t == sign) == (g == sign))[of].astype(float), [subjects[k] for k in np.flatnonzero(of)]
+            low, high = mean_of(context, "correct", who, hit)
+            said_of = caution(who, (low, high) if context.resamples else None)
+            over[place] = replace(row, low=low, high=high, note="; ".join(part for part in (head, said_of) if part))
+    return rows + over
 
 
 def regress(
@@ -350,12 +418,12 @@ def regress(
         rows.append(context.row(case, subject, "absolute_error", "all", abs(g[k] - t[k]), said[k]))
         rows.append(context.row(case, subject, "truth", "all", t[k]))
         rows.append(context.row(case, subject, "predicted", "all", g[k], said[k]))
-    return rows + _over_set(
+    return rows + over_set(
         context, subjects,
         {
-            "mae": lambda k: errors.mae(t[k], g[k]),
+            "mae": np.abs(g - t),
             "rmse": lambda k: errors.rmse(t[k], g[k]),
-            "mean_error": lambda k: errors.mean_error(t[k], g[k]),
+            "mean_error": g - t,
             "pearson_r": lambda k: errors.pearson(t[k], g[k]),
             "spearman_r": lambda k: errors.spearman(t[k], g[k]),
             "error_slope": lambda k: age_bias.slope(t[k], g[k]),
@@ -383,7 +451,7 @@ def paired_difference(
     if not shared:
         return None
     difference = np.array([float(left[c].value or 0) - float(right[c].value or 0) for c in shared])
-    low, high = mean_interval([left[c].subject for c in shared], difference, resamples=resamples, seed=seed, method="expanded")
+    low, high = mean_interval([left[c].subject for c in shared], difference, resamples=resamples, seed=seed, method=OF_MEANS)
     return {
         "metric": metric,
         "region": region,

@@ -1,6 +1,10 @@
-"""Does a classifier serve all groups alike? FOMO26's fairness score: the mean over variables of 1 - (best group - worst group).
+"""Does a model serve all groups alike? Gaps between groups, worst groups, calibration and coverage by group; FOMO26's fairness score.
 
-A variable is a column such as sex, age group or scanner; a group's performance is a score in [0, 1] over its members, by default the
+:func:`assess` takes the answers of any task and any of its metrics. For each variable it gives every group's value, the largest difference of two groups
+with a permutation p-value, and the worst group. A group with few subjects is shown with what its interval can say (with two subjects: nothing) and is
+not compared.
+
+FOMO26's score is the mean over variables of 1 - (best group - worst group); :func:`assess_probe` gives it for a linear probe. A variable is a column such as sex, age group or scanner; a group's performance is a score in [0, 1] over its members, by default the
 one-vs-rest AUROC. What the organisers leave open is decided here: a number with more than ``bins`` values is cut into ``bins`` groups
 of equal size (or at given edges), a group with fewer than ``least`` subjects or with one class only is left out and told, and a
 variable with fewer than two groups left has no gap and is left out of the mean.
@@ -9,7 +13,7 @@ variable with fewer than two groups left has no gap and is left out of the mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,6 +26,8 @@ from ..core.records import Score
 from ..metrics._bootstrap import interval
 from ..metrics.classification import balanced_accuracy, macro_f1
 from ..metrics.one_vs_rest import auroc_one_vs_rest
+from . import _subgroups
+from ._answers import Answers, Groups, not_assessed
 from .linear_probe import Probed
 
 
@@ -37,7 +43,17 @@ class Config(BaseConfig):
     least: int = Field(default=5, ge=1)
     """Subjects that a group needs."""
     resamples: int = Field(default=1000, ge=0)
-    """Of the bootstrap over subjects."""
+    """Of the bootstrap over subjects, for a probe."""
+    variables: tuple[str, ...] = ("sex", "age")
+    """Whose groups are compared, where they are known; ``assess`` only."""
+    metrics: dict[str, tuple[str, ...]] = Field(
+        default_factory=lambda: {
+            "segmentation": ("dice", "nsd", "lesion_f1"),
+            "classification": ("auroc", "balanced_accuracy", "brier", "ece"),
+            "regression": ("mae", "mean_error", "coverage"),
+        }
+    )
+    """Task -> the metrics that groups are compared by; ``assess`` only."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +178,75 @@ def performance(truth: np.ndarray, probability: np.ndarray, config: Config) -> f
     return macro_f1(truth, guess) if config.metric == "macro_f1" else balanced_accuracy(truth, guess)
 
 
-def assess(
+def assess(found: Answers, groups: Groups, info: Mapping[str, Any], config: Config | None = None) -> list[Score]:
+    """Every group's value of each metric, the gap and the worst group of each variable.
+
+    Args:
+        found: answers of one model.
+        groups: case -> variable -> group; numbers must be cut into groups before.
+        info: not used.
+        config: variables, metrics, least.
+
+    Returns:
+        Rows of the metric itself in regions ``sex=F``; ``<metric>_gap`` (largest minus smallest) and ``<metric>_worst_group`` in the region ``sex``; for a
+        classification ``fairness`` (1 - gap of the AUROC) by variable and over all. One row with the reason where no variable is known.
+    """
+    config = config or Config()
+    context = found.context
+    known = [name for name in config.variables if any(groups.get(case, {}).get(name) for case in found.cases)]
+    if not known:
+        return [not_assessed(context, "fairness", f"none of {', '.join(config.variables)} is known of the cases")]
+    made: list[Score] = []
+    auroc_gaps = []
+    for variable in known:
+        labels = found.of(groups, variable)
+        for metric in config.metrics.get(context.task, ()):
+            if metric not in found.measures:
+                continue
+            parts = _subgroups.parts(found, labels, metric, config.least)
+            made += _subgroups.group_rows(found, variable, metric, parts)
+            rows = _gap(found, variable, metric, parts)
+            made += rows
+            if metric == "auroc" and rows[0].value is not None:
+                auroc_gaps.append(rows[0].value)
+                made.append(
+                    context.row("all", "all", "fairness", variable, 1 - rows[0].value, "1 - gap of the AUROC", n=rows[0].n)
+                )
+    if auroc_gaps:
+        note = f"mean over {len(auroc_gaps)} variables of 1 - gap of the AUROC"
+        made.append(
+            context.row(
+                "all", "all", "fairness", "all", float(np.mean([1 - gap for gap in auroc_gaps])), note, n=len(found.cases)
+            )
+        )
+    return made
+
+
+def _gap(found: Answers, variable: str, metric: str, parts: Sequence[_subgroups.Part]) -> list[Score]:
+    """The gap and the worst group among those that are compared."""
+    context = found.context
+    compared = [part for part in parts if not part.reason]
+    left = "; ".join(f"{variable}={part.name} left out: {part.reason}" for part in parts if part.reason)
+    if len(compared) < 2:
+        note = "; ".join(part for part in ("no two groups to compare", left) if part)
+        return [context.row("all", "all", f"{metric}_gap", variable, float("nan"), note, n=0)]
+    values = np.array([part.value for part in compared])
+    gap = float(np.ptp(values))
+    drawn = _subgroups.drawn(found, metric, compared)
+    low, high = _subgroups.interval_of(None if drawn is None else np.ptp(drawn, axis=1), compared)
+    p = _subgroups.by_chance(found, metric, compared, gap)
+    worst = compared[_subgroups.worst(metric, compared)]
+    told = ", ".join(f"{part.name} {part.value:.3g} (n = {part.rows.size})" for part in compared)
+    note = "; ".join(part for part in (told, f"p = {p:.2g} when groups are dealt at random", left) if part)
+    n = sum(part.rows.size for part in compared)
+    row = replace(context.row("all", "all", f"{metric}_gap", variable, gap, note, n=n), low=low, high=high)
+    mask = np.zeros(len(found.cases), dtype=bool)
+    mask[worst.rows] = True
+    last = found.measured(metric, mask, variable, f"worst group: {worst.name}")
+    return [row, replace(last, metric=f"{metric}_worst_group")]
+
+
+def assess_probe(
     probed: Probed, variables: Mapping[str, Sequence[Any]], *, model: str, target: str, config: Config | None = None
 ) -> list[Score]:
     """The fairness of a linear probe on its test part.

@@ -7,25 +7,24 @@ trivial floor stands beside every row.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core import seeds
 from ..core.errors import InputError
 from ..core.records import Score
 from ..data.cases import Case
 from ..inference import calibration as calibrating
 from ..inference.calibration import Calibration
-from ..metrics import brier, ece, intervals, nll
-from ..metrics._bootstrap import bounds, interval
+from ..metrics._bootstrap import interval
 from ..tasks import _calibration as fitting
 from ..tasks._calibration import Answer, Look
 from .accuracy import Context, classify, regress, segmentation_case, summarise
+from .calibration import before_and_after, compared
+from .conformal import interval_scores
 
 CASE_METRIC = {"segmentation": "dice", "classification": "correct", "regression": "absolute_error"}
 """The metric of single cases that curves and paired differences are drawn from."""
@@ -211,85 +210,8 @@ def _voxel_scores(
             rows = np.concatenate([place[names[n]] for n in k])
             return measured(metric, before, rows), measured(metric, after, rows)
 
-        made += _compared(context, metric, "voxels, ", names, both, min(context.resamples, 500))
+        made += compared(context, metric, "voxels, ", names, both, min(context.resamples, 500))
     return made
-
-
-def _compared(
-    context: Context, metric: str, prefix: str, subjects: Sequence[str], both: Callable[[np.ndarray], tuple[float, float]], resamples: int
-) -> list[Score]:  # fmt: skip
-    """A metric before and after the temperature and their difference; one set of draws serves all three, so they are paired."""
-    names = np.array(subjects)
-    rows = [np.flatnonzero(names == name) for name in np.unique(names)]
-    draw = seeds.generator(context.seed, "bootstrap")
-    before, after = both(np.arange(len(names)))
-    values = [("before", before), ("after", after), ("after - before", after - before)]
-    drawn = np.full((resamples, 2), np.nan)
-    if len(rows) >= 3:
-        for n in range(resamples):
-            drawn[n] = both(np.concatenate([rows[k] for k in draw.integers(0, len(rows), len(rows))]))
-    made = []
-    for (text, value), column in zip(values, (drawn[:, 0], drawn[:, 1], drawn[:, 1] - drawn[:, 0]), strict=True):
-        low, high = bounds(column)
-        made.append(
-            replace(context.row("all", "all", metric, f"{prefix}{text} temperature", value, n=len(names)), low=low, high=high)
-        )
-    return made
-
-
-def before_and_after(
-    context: Context, subjects: Sequence[str], truth: np.ndarray, before: np.ndarray, after: np.ndarray
-) -> list[Score]:
-    """Calibration of (n,) positive-class probabilities before and after, and the paired difference, with intervals over subjects."""
-    made = []
-    for metric, function in (
-        ("ece", ece.ece), ("ece_mass", partial(ece.ece, scheme="mass")), ("brier", brier.brier), ("nll", nll.binary),
-    ):  # fmt: skip
-
-        def both(k: np.ndarray, f: Any = function) -> tuple[float, float]:
-            return f(truth[k], before[k]), f(truth[k], after[k])
-
-        made += _compared(context, metric, "", subjects, both, context.resamples)
-    return made
-
-
-def interval_scores(
-    context: Context, found: Sequence[Any], truth: np.ndarray, low: np.ndarray, high: np.ndarray, level: float
-) -> list[Score]:
-    """Coverage and mean width of (n,) intervals over all cases and by group.
-
-    The interval of a coverage is Wilson's (its 95 % binomial error), which also says what coverage at the level would look like with
-    as few cases.
-
-    Args:
-        context: origin.
-        found: things with ``subject`` and ``groups`` (name -> value).
-        truth, low, high: in the target's unit; NaN ends are cases without an interval.
-        level: that was promised.
-    """
-    groups: dict[str, np.ndarray] = {"all": np.ones(len(truth), dtype=bool)}
-    for name in sorted({key for one in found for key in one.groups}):
-        values = np.array([one.groups.get(name, "") for one in found])
-        groups |= {f"{name} {value}": values == value for value in sorted({*values.tolist()} - {""})}
-    made = []
-    for region, mask in groups.items():
-        mine = mask & np.isfinite(low) & np.isfinite(high)
-        n = int(mine.sum())
-        if n == 0:
-            continue
-        share = intervals.coverage(truth[mine], low[mine], high[mine])
-        bottom, top = wilson(share, n)
-        row = context.row("all", "all", "coverage", region, share, f"promised {level:.3g}", n=n)
-        made.append(replace(row, low=bottom, high=top))
-        made.append(context.row("all", "all", "interval_width", region, intervals.width(low[mine], high[mine]), n=n))
-    return made
-
-
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of ``n`` cases (Wilson 1927)."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
 # ----------------------------------------------------------------------------------------------------------- few-shot

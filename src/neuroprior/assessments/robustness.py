@@ -27,7 +27,7 @@ from ..inference.inputs import from_scans
 from ..inference.model import Model
 from ..inference.predictor import CaseInput, CaseOutput, compute, prepare, usable
 from ..inference.presets import PredictConfig
-from ..metrics._bootstrap import mean_interval
+from ..metrics._bootstrap import OF_MEANS, mean_interval
 from ._corruptions import LEVELS, SEVERITIES, corrupt
 from .accuracy import Context, classify, regress, segmentation_case, summarise
 from .significance import LOWER_IS_BETTER
@@ -298,7 +298,11 @@ def _summary_of(
             if numbers and cases:
                 subjects = [cases[("", 0)][case].subject for case in numbers]
                 low, high = mean_interval(
-                    subjects, np.array(list(numbers.values())), resamples=context.resamples, seed=context.seed
+                    subjects,
+                    np.array(list(numbers.values())),
+                    resamples=context.resamples,
+                    seed=context.seed,
+                    method=OF_MEANS,
                 )
                 row = replace(row, low=low, high=high, n=len(numbers))
             made.append(row)

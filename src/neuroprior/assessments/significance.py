@@ -24,11 +24,13 @@ from ..core import seeds
 from ..core.errors import InputError
 from ..core.records import Score
 from ..metrics import auroc, errors, operating, paired
-from ..metrics._bootstrap import FEWEST, bounds, mean_interval
+from ..metrics._bootstrap import FEWEST, OF_MEANS, bounds, mean_interval
 
 LOWER_IS_BETTER = frozenset((
     "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml", "volume_error_relative", "absolute_error", "mae", "rmse", "ece", "ece_mass", "ece_debiased",
-    "brier", "brier_reliability", "nll", "aurc", "excess_aurc", "crps", "interval_score",
+    "brier", "brier_reliability", "nll", "aurc", "excess_aurc", "crps", "interval_score", "ece_class_wise", "ece_top_label", "brier_multiclass",
+    "nll_multiclass", "risk", "risk_at_coverage", "interval_width", "parameters", "seconds_per_case", "peak_memory_mb", "peak_gpu_memory_mb",
+    "device_hours", "training_flops", "flops_per_window", "energy_kwh",
 ))  # fmt: skip
 """Metrics of which less is better; of all others more is."""
 
@@ -264,7 +266,7 @@ def compare(
         if found.truth is None:
             x, y = each[a], each[b]
             p.append(paired.wilcoxon(x, y))
-            low, high = mean_interval(names, x - y, resamples=resamples, seed=seed, method="expanded")
+            low, high = mean_interval(names, x - y, resamples=resamples, seed=seed, method=OF_MEANS)
             made.append(
                 (
                     a,

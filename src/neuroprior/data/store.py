@@ -265,6 +265,8 @@ class Store:
             "scans": sum(len(session.scans) for session in training),
             "contrasts": sorted({name.split(".")[0] for session in training for name in session.scans}),
             "datasets": sorted({session.dataset for session in training}),
+            "sites": sorted({str(session.value("site")) for session in training if session.value("site")}),
+            "scanners": sorted({str(session.value("scanner")) for session in training if session.value("scanner")}),
             "licences": sorted({str(session.value("licence")) for session in training if session.value("licence")}),
             "store_hash": self.store_hash,
             "subject_hashes": sorted({artifacts.sha256_json(session.subject)[:12] for session in training}),

@@ -70,7 +70,8 @@ def write_description(out: Path, model: Mapping[str, Any], command: Mapping[str,
             "floor": model["task"].get("floor"),
             "calibration": model.get("calibration"),
             "contrasts": model["contrasts"],
-            "model": {key: model.get(key) for key in ("kind", "weights_sha256", "method", "lineage", "licences")},
+            "model": {key: model.get(key) for key in ("kind", "weights_sha256", "method", "lineage", "licences")}
+            | {"data": {key: model.get("data", {}).get(key) for key in ("subjects", "datasets", "sites", "scanners")}},
             "command": dict(command),
         },
     )

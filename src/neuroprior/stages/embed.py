@@ -182,7 +182,7 @@ def _probe(
             )
     scores, probed = linear_probe.assess(table.embeddings, table.labels, table.subjects, model=out.name, target=target)
     if wanted:
-        scores += fairness.assess(probed, {name: table.columns[name] for name in wanted}, model=out.name, target=target)
+        scores += fairness.assess_probe(probed, {name: table.columns[name] for name in wanted}, model=out.name, target=target)
     with artifacts.atomic(out / SCORES) as temporary:
         pd.DataFrame([asdict(row) for row in scores]).to_parquet(temporary)
     return tuple(scores), tuple(f"{n} scans left out of the probe: {reason}" for reason, n in table.left_out.items())

@@ -110,7 +110,7 @@ def fine_tune(
         else:
             lineage = [*given.info["lineage"], {
                 "weights_sha256": given.info["weights_sha256"], "method": given.info["method"], "data": given.info["data"],
-                "licences": given.info["licences"],
+                "licences": given.info["licences"], "cost": _cost(Path(source)),
             }]  # fmt: skip
             _tell_overlap(store, given.info, source, split)
     names = finetuning.expand_contrasts(contrasts, store, known)
@@ -187,6 +187,15 @@ def fine_tune(
     if plan.validation and result.status == "complete":
         calibrate(out, store, plan.validation, seed=seed)
     return result
+
+
+def _cost(source: Path) -> dict[str, Any] | None:
+    """What the run of an earlier model cost, to be carried on; None where its ledger is not beside it."""
+    book = next((place / "ledger.json" for place in (source, source.parent) if (place / "ledger.json").is_file()), None)
+    if book is None:
+        return None
+    found = artifacts.read_json(book)
+    return {key: found.get(key) for key in ("device", "device_hours", "flops_total", "energy_kwh")}
 
 
 def _resolved(
