@@ -82,6 +82,8 @@ def pretrained(out: Path, name: str, seed: int, steps: int) -> str:
             out / "data" / "pre_store", recipe=str(path), anatomy=out / "data" / "anatomy.parquet", out=run,
             set=[f"training.seed={seed}"],
         )  # fmt: skip
+        if not artifacts.is_complete(run):
+            raise SystemExit(75)  # interrupted: the same command goes on
     return str(run)
 
 
@@ -96,10 +98,12 @@ def judged(out: Path, name: str, source: str, seed: int, steps: int) -> list[Pat
         if table.exists():
             continue
         start = time.perf_counter()
-        neuroprior.finetune(
+        done = neuroprior.finetune(
             store, source, task, target, contrasts=contrasts, out=out / "few" / label, recipe=str(out / "recipes" / "split.yaml"), seed=seed,
             set=[f"training.steps={steps}", f"data.patch={2 * PATCH[0]}"],
         )  # fmt: skip
+        if done.exit_code:  # interrupted: what it wrote is no result
+            raise SystemExit(done.exit_code)
         neuroprior.predict(out / "few" / label, [str(index)], out=out / "predictions" / label, split="test", preset="fast")
         neuroprior.evaluate(out / "predictions" / label, index, out=table, name=f"{name} seed {seed}")
         logger.info("%s: %.0f s", label, time.perf_counter() - start)

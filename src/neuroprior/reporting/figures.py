@@ -52,7 +52,7 @@ def _new(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 def _data(figure: Any) -> str:
     buffer = io.BytesIO()
     figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, transparent=True)  # the page may be dark
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -333,7 +333,7 @@ def blobs(panels: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> str:
 
 
 def significance_map(models: Sequence[str], p: np.ndarray, level: float) -> str:
-    """Adjusted p-values of all pairs, the models from best to worst; cells below the level are dark.
+    """Adjusted p-values of all pairs, the models from best to worst; cells below the level are coloured.
 
     Args:
         models: (m,) names.

@@ -177,7 +177,9 @@ def _rules(
         raise ConfigError(f"the rules of {protocol.title} for ranking are not known", expected="--protocol fomo25 or fomo26")
     metrics, weights = {}, {}
     for task, target in tasks:
-        fits = [one for one in protocol.tasks if one.name == target] or [one for one in protocol.tasks if one.kind == task]
+        fits = [one for one in protocol.tasks if (one.kind, one.name) == (task, target)] or [
+            one for one in protocol.tasks if one.kind == task
+        ]
         rules = {(tuple(m.name for m in one.metrics), one.weight) for one in fits}
         if len(rules) != 1:
             raise ConfigError(
@@ -281,7 +283,7 @@ def _figures(result: _seeds.Ranked, maps: Sequence[Significance]) -> list[dict[s
     for one in maps:
         title = f"Significance map: {one.metric.replace('_', ' ')}, {one.task}"
         made.append({
-            "title": f"{title} (p after Holm; dark: told apart)",
-            "src": figures.significance_map(list(one.models), one.p, one.level), "alt": f"{title}. {one.sentence}",
+            "title": f"{title} (p after Holm; coloured: told apart)",
+            "src": figures.significance_map(list(one.models), one.p, one.level), "wide": False, "alt": f"{title}. {one.sentence}",
         })  # fmt: skip
     return made

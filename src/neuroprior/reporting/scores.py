@@ -461,12 +461,14 @@ def _figure(title: str, source: str, alt: str = "", *, wide: bool = False) -> di
 
 
 def _extremes(cases: pd.DataFrame, task: str) -> list[dict[str, Any]]:
-    """The three worst and three best cases of each model by the per-case metric."""
+    """The three worst and three best cases of each model by the per-case metric, the mean over its regions and seeds."""
     metric = PER_CASE.get(task)
     if metric is None or metric == "correct":
         return []
     made = []
-    for model, rows in cases[(cases["metric"] == metric) & cases["value"].notna()].groupby("model", sort=False):
+    found = cases[(cases["metric"] == metric) & cases["value"].notna() & ~cases["region"].str.contains(",")]
+    means = found.assign(model=found["model"].map(stem)).groupby(["model", "case"], sort=False)["value"].mean().reset_index()
+    for model, rows in means.groupby("model", sort=False):
         ordered = rows.sort_values("value", ascending=metric not in LOWER_IS_BETTER, kind="stable")
         if len(ordered) < 2:
             continue

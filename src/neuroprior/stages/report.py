@@ -184,6 +184,8 @@ def _distinct(source: Path, frame: pd.DataFrame, tables: list[tuple[Path, pd.Dat
     key = ["model", "task", "target", "case", "metric", "region", "condition"]
     mine = frame[~frame["model"].str.startswith("floor")][key].drop_duplicates()
     for other, before in tables:
+        if not set(mine["model"]) & set(before["model"]):
+            continue
         same = mine.merge(before[key].drop_duplicates(), on=key)
         if len(same):
             raise InputError(
