@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import re
 import shutil
 import subprocess
@@ -14,13 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.reporting.test_ranking import rows_of
 
 from neuroprior.assessments._tables import write_scores
 from neuroprior.assessments.accuracy import Context, segmentation_case, summarise
 from neuroprior.core.records import Scan, Score
 from neuroprior.reporting import scores as score_part
 from neuroprior.stages.report import report
-from tests.reporting.test_ranking import rows_of
 
 CASES = 30
 
@@ -142,7 +143,7 @@ def test_tables_sort_by_buttons_and_have_names(page: Page) -> None:
 def test_headings_go_down_step_by_step_and_links_lead_somewhere(page: Page) -> None:
     levels = [int(e["tag"][1]) for e in page.elements if re.fullmatch(r"h[1-6]", e["tag"])]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:]))
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
     ids = [e["id"] for e in page.elements if "id" in e]
     assert len(ids) == len(set(ids))
     assert {link["href"][1:] for link in page.of("a") if link["href"].startswith("#")} <= set(ids)
