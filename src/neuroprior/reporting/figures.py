@@ -434,3 +434,60 @@ def forest(groups: Sequence[tuple[str, Mapping[str, tuple[float, float | None, f
     if len(models) > 1:
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _data(figure)
+
+
+def pareto(points: Mapping[str, tuple[float, float]], best: Sequence[str], metric: str, cost: str) -> str:
+    """A metric against a cost, a dot a model, the models that no other beats in both joined by a line.
+
+    Args:
+        points: model -> (cost, metric).
+        best: the models on the front.
+        metric, cost: on the axes.
+    """
+    figure, (axis,) = _new(4.2, 3.6)
+    paint = painted(points)
+    line = sorted(points[name] for name in best)
+    axis.plot([x for x, _ in line], [y for _, y in line], "-", color=GREY, linewidth=1, zorder=1)
+    for name, (x, y) in points.items():
+        axis.plot(x, y, "o" if name in best else "x", color=paint[name][0], markersize=7)
+        axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=8, color=INK)
+    prices = [x for x, _ in points.values()]
+    if min(prices) > 0 and max(prices) > 3 * min(prices):
+        axis.set_xscale("log")
+    axis.margins(x=0.18, y=0.12)
+    axis.set_xlabel(cost, fontsize=8)
+    axis.set_ylabel(metric, fontsize=8)
+    return _data(figure)
+
+
+def shots(curves: Mapping[str, Sequence[tuple[str, float, float | None, float | None]]], metric: str) -> str:
+    """A metric against labelled subjects (as they are named, in order), a line a starting point, with intervals."""
+    figure, (axis,) = _new(4.6, 3.6)
+    names = sorted(
+        {k for points in curves.values() for k, *_ in points}, key=lambda k: (not k.isdigit(), int(k) if k.isdigit() else 0)
+    )
+    for place, (model, (colour, style, _)) in enumerate(painted(curves).items()):
+        points = sorted(curves[model], key=lambda point: names.index(point[0]))
+        x = [names.index(k) + 0.06 * place for k, *_ in points]
+        axis.plot(x, [value for _, value, *_ in points], style, marker="o", markersize=4, color=colour, label=model)
+        for at, (_, _, low, high) in zip(x, points, strict=True):
+            if low is not None and high is not None:
+                axis.plot([at, at], [low, high], color=colour, linewidth=1.2, alpha=0.6)
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("labelled subjects", fontsize=8)
+    axis.set_ylabel(metric, fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+    return _data(figure)
+
+
+def risks(curves: Mapping[str, np.ndarray], risk: str) -> str:
+    """Mean loss among the k surest cases, for every k; each curve is (n,)."""
+    figure, (axis,) = _new(4.2, 3.8)
+    for name, (colour, style, label) in painted(curves).items():
+        values = curves[name]
+        axis.plot(np.arange(1, len(values) + 1) / len(values), values, style, color=colour, label=label, linewidth=1.3)
+    axis.set_xlabel("share of cases answered", fontsize=8)
+    axis.set_ylabel(risk, fontsize=8)
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=7, frameon=False)
+    return _data(figure)

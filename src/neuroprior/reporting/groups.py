@@ -17,8 +17,9 @@ from ..assessments.significance import LOWER_IS_BETTER
 from ..core.records import Score
 from ..metrics import auroc
 from ..metrics._bootstrap import FEWEST, interval, mean_interval
-from . import figures
-from .scores import is_floor, number, positive_class, records, stem
+from . import assessed, figures
+from ._rows import FLOOR, number, records, stem
+from .scores import positive_class
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,13 +57,13 @@ def forests(scores: pd.DataFrame, groups: Mapping[str, Mapping[str, str]]) -> li
     """What the page shows of each task: value, interval and count of every group and model, the gaps, and a forest plot.
 
     Args:
-        scores: rows of the condition ``clean``, of single cases.
+        scores: rows of the condition ``clean``; groups that the table itself has rows of (regions such as ``sex=F``) are taken from it.
         groups: column -> case -> group, of :func:`of_cases`.
     """
     made = []
     for task, target in dict.fromkeys(zip(scores["task"], scores["target"], strict=True)):
         frame = scores[(scores["task"] == task) & (scores["target"] == target) & (scores["condition"] == "clean")]
-        frame = frame[~frame["model"].map(is_floor)]
+        frame = frame[~frame["model"].str.startswith(FLOOR)]
         block = _forest(str(task), str(target), frame, groups)
         if block is not None:
             made.append(block)
@@ -88,14 +89,20 @@ def _forest(task: str, target: str, frame: pd.DataFrame, groups: Mapping[str, Ma
         here = sorted({group for case, group in found.items() if case in cases}, key=_natural)
         if len(here) >= 2:
             parts += [(column, f"{column} {group}", {case for case in cases if found.get(case) == group}) for group in here]
-    if len(parts) == 1:
+    ready = [
+        line
+        for line in assessed.of_table(frame[frame["case"] == "all"], "mae" if task == "regression" else metric)
+        if line[0] not in groups
+    ]
+    if len(parts) == 1 and not ready:
         return None
     values: dict[tuple[str, str], dict[str, float]] = {}
+    computed = []
     for column, label, members in parts:
-        numbers = {
-            model: _value([[row for row in one if row.case in members] for one in found], metric, positive)
-            for model, found in runs.items()
-        }
+        computed.append((column, label, {
+            model: _value([[row for row in one if row.case in members] for one in found], metric, positive) for model, found in runs.items()
+        }))  # fmt: skip
+    for column, label, numbers in [*computed, *ready]:
         lines.append((label, {model: found for model, found in numbers.items() if np.isfinite(found[0])}))
         for model, found in numbers.items():
             if column and np.isfinite(found[0]):

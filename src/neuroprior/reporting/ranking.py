@@ -14,7 +14,8 @@ from ..core.errors import ConfigError, InputError
 from ..core.records import Score
 from ..metrics._bootstrap import mean_interval
 from . import figures
-from .scores import is_floor, number, over_runs, records, stem
+from ._rows import FLOOR, is_floor, number, records, stem
+from .scores import over_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ def ranking(scores: pd.DataFrame, protocol: Protocol | None = None, *, seed: int
     Raises:
         ConfigError: a task of the scores fits none of the protocol.
     """
-    rows = records(scores[(scores["condition"] == "clean") & ~scores["model"].map(is_floor)])
+    rows = records(scores[(scores["condition"] == "clean") & ~scores["model"].str.startswith(FLOOR)])
     rows, told = _shared(rows)
     tasks = list(dict.fromkeys((row.task, row.target) for row in rows))
     models = list(dict.fromkeys(_seeds.name_and_seed(row.model)[0] for row in rows))

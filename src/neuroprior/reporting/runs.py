@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core import artifacts
 from . import figures
-from .scores import number
+from ._rows import number
 
 
 def run(folder: Path) -> dict[str, Any]:

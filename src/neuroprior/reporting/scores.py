@@ -15,56 +15,16 @@ from ..assessments.accuracy import paired_difference
 from ..assessments.significance import LOWER_IS_BETTER, OF_A_SET
 from ..core.errors import InputError
 from ..core.records import Score
-from . import figures
+from . import assessed, figures
+from ._rows import CARD, FEWSHOT, FLOOR, ORDER, PER_CASE, cell, is_floor, number, part_of, records, stem
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ORDER = (
-    "dice", "nsd", "hd95_mm", "lesion_f1", "lesion_recall", "empty_specificity", "volume_difference_ml", "auroc", "auprc",
-    "balanced_accuracy", "f1", "sensitivity", "specificity", "ece", "brier", "mae", "rmse", "pearson_r",
-)  # fmt: skip
-"""The order of metrics in tables; others follow by name."""
-CARD = {
-    "segmentation": ("dice", "nsd", "lesion_f1"),
-    "classification": ("auroc", "balanced_accuracy", "ece"),
-    "regression": ("mae", "pearson_r"),
-}
-"""Task -> the metrics that the card shows."""
-PER_CASE = {"segmentation": "dice", "regression": "absolute_error", "classification": "correct"}
-"""Task -> the metric by which models are compared case by case and cases are called best or worst."""
 MAX_CASE_ROWS = 1500
 """Rows (a case and a model) of the table of cases; all others are in the score tables."""
 WIDTH = 240
 """Of a whisker drawing, in pixels."""
-
-
-def number(value: Any) -> str:
-    """A number as a table shows it; a dash where there is none."""
-    return "–" if value is None or value != value else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def cell(row: Mapping[str, Any]) -> str:
-    """A score with its interval and count."""
-    if row["value"] is None or row["value"] != row["value"]:
-        return "not defined"
-    between = "" if row["low"] is None or row["low"] != row["low"] else f" [{number(row['low'])}, {number(row['high'])}]"
-    return f"{number(row['value'])}{between} n={row['n']}"
-
-
-def records(frame: pd.DataFrame) -> list[Score]:
-    """The rows of a table as records; a missing number is None."""
-    return [Score(**{k: None if v != v else v for k, v in row.items()}) for row in frame.to_dict("records")]
-
-
-def stem(run: str) -> str:
-    """The model that a run is of: its name without the seed at its end."""
-    return _seeds.name_and_seed(run)[0]
-
-
-def is_floor(model: str) -> bool:
-    """Whether a model's name says that it is a trivial prediction."""
-    return model.startswith("floor")
 
 
 def tasks(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -74,7 +34,7 @@ def tasks(scores: pd.DataFrame) -> list[dict[str, Any]]:
         scores: rows of :class:`neuroprior.core.records.Score`; only those of the condition ``clean`` are shown here.
 
     Returns:
-        For each task: ``name``, ``card``, ``models``, ``rows``, ``differences``, ``figures`` (title, src, alt), ``extremes``, ``cases``.
+        For each task: ``name``, ``card``, ``models``, ``rows``, ``sections`` and ``reasons`` (of ``assessed``), ``differences``, ``figures`` (title, src, alt), ``extremes``, ``cases``.
     """
     made = []
     for task, target, everything in _by_task(scores):
@@ -83,14 +43,17 @@ def tasks(scores: pd.DataFrame) -> list[dict[str, Any]]:
             continue
         whole = frame[frame["case"] == "all"]
         models = sorted(dict.fromkeys(frame["model"]), key=is_floor)
-        cases = frame[(frame["case"] != "all") & ~frame["model"].map(is_floor)]
+        cases = frame[(frame["case"] != "all") & ~frame["model"].str.startswith(FLOOR)]
         made.append({
             "name": f"{task} of {target}", "task": task, "target": target,
             "card": _card(frame, models, task),
             "models": [{"model": model, "floor": is_floor(model)} for model in models],
             "rows": _table(whole, models, target),
+            "sections": assessed.sections(whole, models), "reasons": assessed.reasons(whole),
             "differences": differences(frame, models, task),
-            "figures": _figures(frame, task, target),
+            "figures": [
+                *_figures(frame, task, target), *assessed.risk_coverage(cases, task), *assessed.shots(everything), *assessed.pareto(whole, task),
+            ],
             "extremes": _extremes(cases, task),
             "cases": case_table(cases, target),
         })  # fmt: skip
@@ -106,7 +69,7 @@ def _by_task(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 def _table(whole: pd.DataFrame, models: Sequence[str], target: str) -> list[dict[str, Any]]:
     """A row a metric and region, a cell a model: there are many metrics and few models."""
     pairs = sorted(
-        set(zip(whole["metric"], whole["region"], strict=True)),
+        {pair for pair in zip(whole["metric"], whole["region"], strict=True) if not part_of(*pair)},
         key=lambda pair: (ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER), pair),
     )
     several = len({region for _, region in pairs}) > 1
@@ -196,7 +159,12 @@ def _card(frame: pd.DataFrame, models: Sequence[str], task: str) -> list[dict[st
     for metric in CARD.get(task, ()):
         found = whole[(whole["metric"] == metric) & whole["value"].notna()]
         plain = [
-            region for region in found["region"] if "," not in region and not region.startswith(("small", "medium", "large"))
+            region
+            for region in found["region"]
+            if "," not in region
+            and "=" not in region
+            and not region.startswith(("small", "medium", "large"))
+            and "temperature" not in region
         ]
         if not plain:
             continue
@@ -281,11 +249,12 @@ def conditions(scores: pd.DataFrame) -> list[dict[str, Any]]:
     made = []
     for task, target, frame in _by_task(scores[scores["case"] == "all"]):
         names = list(dict.fromkeys(frame["condition"]))
+        names = [name for name in names if name != FEWSHOT]
         if set(names) <= {"clean"}:
             continue
         names.sort(key=lambda name: name != "clean")
         models = [model for model in dict.fromkeys(frame["model"]) if not is_floor(model)]
-        metrics = [metric for metric in CARD.get(task, ()) if (frame["metric"] == metric).any()]
+        metrics = [metric for metric in CARD.get(task, ())[:3] if (frame["metric"] == metric).any()]
         pairs = [(model, metric) for model in models for metric in metrics]
         rows = []
         for name in names:
@@ -354,7 +323,7 @@ def _severity_curves(rows: pd.DataFrame, artefacts: Sequence[str]) -> dict[str, 
 
 
 def _figures(frame: pd.DataFrame, task: str, target: str) -> list[dict[str, Any]]:
-    cases = frame[(frame["case"] != "all") & ~frame["model"].map(is_floor)]
+    cases = frame[(frame["case"] != "all") & ~frame["model"].str.startswith(FLOOR)]
     cases = cases.assign(stem=cases["model"].map(stem))
     seeded = "" if cases["stem"].nunique() == cases["model"].nunique() else ", mean over seeds"
     if task == "regression":

@@ -112,10 +112,9 @@ def report(
             )  # fmt: skip
     scores = pd.concat([frame for _, frame in tables], ignore_index=True) if tables else pd.DataFrame()
     ranking = rank_part.ranking(scores, rules_of) if len(scores) else None
-    forests = []
-    if index is not None and len(scores):
-        columns = [name.strip() for name in groups.split(",") if name.strip()]
-        forests = group_part.forests(scores, group_part.of_cases(_columns(index, columns), columns))
+    columns = [name.strip() for name in groups.split(",") if name.strip()]
+    known = {} if index is None else group_part.of_cases(_columns(index, columns), columns)
+    forests = group_part.forests(scores, known) if len(scores) else []
     shown = []
     if format == "html":
         chosen = case_part.choose(folders, references, dice, MAX_CASES)
@@ -154,7 +153,7 @@ def report(
 
 
 def _expanded(sources: Iterable[Path]) -> list[Path]:
-    """The sources with each folder of tables replaced by its tables, every file once."""
+    """The sources with each folder of tables replaced by its tables, and a run of several seeds by its runs; every file once."""
     from ..core.errors import ArtifactError
 
     made: dict[Path, Path] = {}
@@ -168,6 +167,7 @@ def _expanded(sources: Iterable[Path]) -> list[Path]:
                 except ArtifactError:
                     continue  # an index beside the scores
                 found.append(path)
+            found = found or sorted(path.parent for path in source.glob("seed-*/events.jsonl"))
         for path in found or [source]:
             made.setdefault(path.resolve(), path)
     return list(made.values())
