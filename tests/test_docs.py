@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from neuroprior.cli import stage_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,11 +19,11 @@ def blocks(path: Path) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_quick_start_runs(tmp_path: Path) -> None:
+def test_the_quick_start_and_the_report_run(tmp_path: Path) -> None:
     script = (
         "set -euo pipefail\nneuroprior() { "
         + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
-        + "\n".join(blocks(ROOT / "docs/quickstart.md"))
+        + "\n".join(blocks(ROOT / "docs/quickstart.md") + blocks(ROOT / "docs/report.md"))
     )
     done = subprocess.run(
         ["bash", "-c", script],
@@ -33,6 +35,7 @@ def test_the_quick_start_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "report/report.html").is_file()
+    assert "By group" in (tmp_path / "report-ranked/report.html").read_text()
 
 
 def test_the_examples_in_python_run() -> None:
@@ -41,18 +44,22 @@ def test_the_examples_in_python_run() -> None:
             exec(compile(block, page.name, "exec"), {})
 
 
-def test_the_readme_names_commands_and_options_that_exist() -> None:
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_pages_name_commands_and_options_that_exist(page: str) -> None:
     import inspect
 
     import neuroprior
 
-    for line in "\n".join(blocks(ROOT / "README.md")).splitlines():
+    for line in "\n".join(blocks(ROOT / page)).replace("\\\n", " ").splitlines():
         words = line.split("#")[0].split()
         if words[:1] != ["neuroprior"]:
             continue
+        if words[1] in ("list", "--version", "--help"):
+            continue
         assert words[1] in stage_names()
         known = {name.rstrip("_").replace("_", "-") for name in inspect.signature(getattr(neuroprior, words[1])).parameters}
-        assert {word[2:] for word in words if word.startswith("--")} <= known, line
+        known |= {f"no-{name}" for name in known} | {"help"}
+        assert {word[2:].split("=")[0] for word in words if word.startswith("--")} <= known, line
 
 
 def test_the_demo_script_is_the_one_in_runs() -> None:

@@ -48,7 +48,10 @@ def sections(whole: pd.DataFrame, models: Sequence[str]) -> list[dict[str, Any]]
             name = metric.replace("_", " ") + ("" if region == "all" else f" ({region})")
             rows.append([name, *(_cell(by_model[m]) if m in by_model else "" for m in shown), notes[0] if len(notes) == 1 else "; ".join(
                 f"{stem(m)}: {row['note']}" for m, row in by_model.items() if row["note"])])  # fmt: skip
-        made.append({"title": title, "heads": ["metric", *shown, "note"], "rows": rows})
+        told = any(row[-1] for row in rows)
+        made.append({
+            "title": title, "heads": ["metric", *shown, *(["note"] if told else [])], "rows": rows if told else [row[:-1] for row in rows],
+        })  # fmt: skip
     return made
 
 

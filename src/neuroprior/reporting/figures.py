@@ -217,7 +217,7 @@ def strip(slices: Mapping[str, np.ndarray], spacing_mm: Sequence[float], path: P
         )
         axis.set_title(title, color="white", fontsize=8)
         axis.set_axis_off()
-    figure.tight_layout(pad=0.3)
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.88, wspace=0.03)
     path.parent.mkdir(parents=True, exist_ok=True)
     with artifacts.atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90, facecolor="black")
@@ -225,14 +225,14 @@ def strip(slices: Mapping[str, np.ndarray], spacing_mm: Sequence[float], path: P
 
 def severities(curves: Mapping[str, Mapping[int, float]], metric: str) -> str:
     """A metric against severity (0 is clean), a line an artefact, labelled at its end."""
-    figure, (axis,) = _new(6.4, 3.6)
+    figure, (axis,) = _new(4.4, 4.2)
     for place, (name, values) in enumerate(curves.items()):
         x = sorted(values)
         axis.plot(x, [values[k] for k in x], marker="o", markersize=3, color=COLOURS[place % len(COLOURS)],
                   linestyle=("-", "--")[place // len(COLOURS) % 2], linewidth=1.2, label=name)  # fmt: skip
     axis.set_xlabel("severity (0: as scanned)", fontsize=8)
     axis.set_ylabel(metric, fontsize=8)
-    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.16), ncol=3)
     return _data(figure)
 
 

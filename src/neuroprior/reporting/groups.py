@@ -123,7 +123,7 @@ def _forest(task: str, target: str, frame: pd.DataFrame, groups: Mapping[str, Ma
         "heads": ["group", *(f"{model}: {shown}" for model in runs)],
         "rows": [[label, *(_text(found.get(model)) for model in runs)] for label, found in lines],
         "figure": {
-            "title": f"{shown} by group; dashed: all cases", "src": figures.forest(lines, shown), "wide": True,
+            "title": f"{shown} by group; dashed: all cases", "src": figures.forest([line for line in lines if line[1]], shown), "wide": True,
             "alt": f"Forest plot of {shown}, {task} of {target}. {'; '.join(gaps)}",
         },
     }  # fmt: skip
