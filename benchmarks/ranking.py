@@ -23,11 +23,7 @@ import yaml
 
 import neuroprior
 from neuroprior.core import artifacts
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "priors"))
-
-from rows import recipe  # noqa: E402 (the rows of the study of priors)
+from priors.rows import recipe
 
 logger = logging.getLogger("ranking")
 

@@ -38,16 +38,21 @@ COSTS = {
 """Costs, in words."""
 
 
+def missing(value: Any) -> bool:
+    """Whether a cell holds no number: None, or the NaN that tables write for it."""
+    return value is None or value != value
+
+
 def number(value: Any) -> str:
     """A number as a table shows it; a dash where there is none."""
-    return "–" if value is None or value != value else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    return "–" if missing(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
 
 
 def cell(row: Mapping[str, Any]) -> str:
     """A score with its interval and count."""
-    if row["value"] is None or row["value"] != row["value"]:
+    if missing(row["value"]):
         return "not defined"
-    between = "" if row["low"] is None or row["low"] != row["low"] else f" [{number(row['low'])}, {number(row['high'])}]"
+    between = "" if missing(row["low"]) else f" [{number(row['low'])}, {number(row['high'])}]"
     return f"{number(row['value'])}{between} n={row['n']}"
 
 

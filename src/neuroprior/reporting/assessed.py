@@ -13,7 +13,7 @@ import numpy as np
 
 from ..assessments.significance import LOWER_IS_BETTER
 from . import figures
-from ._rows import CARD, COSTS, FLOOR, cell, number, part_of, stem
+from ._rows import CARD, COSTS, FLOOR, cell, missing, number, part_of, stem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,9 +37,9 @@ def sections(whole: pd.DataFrame, models: Sequence[str]) -> list[dict[str, Any]]
     made = []
     for part, title in SECTIONS.items():
         mine = whole[[part_of(m, r) == part for m, r in zip(whole["metric"], whole["region"], strict=True)]]
-        if mine.empty:
+        if len(mine) == 0:
             continue
-        shown = [model for model in models if (mine["model"] == model).any()]
+        shown = [model for model in models if model in set(mine["model"])]
         rows = []
         for metric, region in dict.fromkeys(zip(mine["metric"], mine["region"], strict=True)):
             found = mine[(mine["metric"] == metric) & (mine["region"] == region)]
@@ -58,7 +58,7 @@ def sections(whole: pd.DataFrame, models: Sequence[str]) -> list[dict[str, Any]]
 def _cell(row: Mapping[str, Any]) -> str:
     """A cost has no count; a large number is short."""
     value = row["value"]
-    if value is not None and value == value and (abs(value) >= 1e4 or row["metric"] in COSTS):
+    if not missing(value) and (abs(value) >= 1e4 or row["metric"] in COSTS):
         return f"{value:.3g}"
     return cell(row)
 
@@ -88,7 +88,7 @@ def of_table(whole: pd.DataFrame, metric: str) -> list[tuple[str, str, dict[str,
             found.setdefault(stem(row["model"]), []).append(row)
         of_model = {}
         for model, rows in found.items():
-            low, high = (None if len(rows) > 1 or rows[0][key] != rows[0][key] else rows[0][key] for key in ("low", "high"))
+            low, high = (None if len(rows) > 1 or missing(rows[0][key]) else rows[0][key] for key in ("low", "high"))
             of_model[model] = float(np.mean([row["value"] for row in rows])), low, high, int(rows[0]["n"])
         lines.append((str(region).split("=")[0], str(region).replace("=", " ", 1), of_model))
     return lines
@@ -146,7 +146,7 @@ def shots(frame: pd.DataFrame) -> list[dict[str, Any]]:
         return []
     curves: dict[str, list[tuple[str, float, float | None, float | None]]] = {}
     for row in rows.to_dict("records"):
-        low, high = (None if row[key] is None or row[key] != row[key] else row[key] for key in ("low", "high"))
+        low, high = (None if missing(row[key]) else row[key] for key in ("low", "high"))
         curves.setdefault(row["model"], []).append((row["region"].split("=")[1], row["value"], low, high))
     metric = str(rows["metric"].iloc[0]).replace("_", " ")
     said = "; ".join(f"{model}: " + ", ".join(f"{k} {number(v)}" for k, v, *_ in points) for model, points in curves.items())
@@ -159,14 +159,14 @@ def shots(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def risk_coverage(cases: pd.DataFrame, task: str) -> list[dict[str, Any]]:
     """Risk against coverage of masks and numbers whose cases say how sure the model is; a failed case is the least sure."""
     loss_of = {"segmentation": ("dice", "1 - Dice"), "regression": ("absolute_error", "absolute error")}.get(task)
-    if loss_of is None or not (cases["metric"] == "confidence").any():
+    if loss_of is None or "confidence" not in set(cases["metric"]):
         return []
     metric, words = loss_of
     curves = {}
     for model, part in cases[~cases["region"].str.contains(",")].groupby("model", sort=False):
         value = part[part["metric"] == metric].groupby("case")["value"].mean().dropna()
         sure = part[part["metric"] == "confidence"].groupby("case")["value"].mean().reindex(value.index)
-        if sure.notna().sum() < 3 or sure.nunique() < 2:
+        if int(sure.notna().sum()) < 3 or len(set(sure.dropna())) < 2:
             continue
         loss = 1 - value if metric == "dice" else value
         order = np.argsort(-sure.fillna(-np.inf).to_numpy(), kind="stable")

@@ -131,10 +131,16 @@ def _above_floor(frame: pd.DataFrame, model: str, floor: str, metric: str) -> bo
     cases = frame[
         (frame["case"] != "all") & (frame["metric"] == metric) & ~frame["region"].str.contains(",") & frame["value"].notna()
     ]
-    mine = cases[cases["model"].isin(runs)].groupby(["subject", "case"])["value"].mean()
-    theirs = cases[cases["model"] == floor].groupby(["subject", "case"])["value"].mean()
-    gain = ((theirs - mine) if metric in LOWER_IS_BETTER else (mine - theirs)).dropna()
-    low, _ = mean_interval([subject for subject, _ in gain.index], gain.to_numpy(dtype=float), method="expanded")
+    sums: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    for row in cases.itertuples():
+        mine, theirs = sums.setdefault((str(row.subject), str(row.case)), ([], []))
+        if row.model in runs:
+            mine.append(float(row.value))
+        elif row.model == floor:
+            theirs.append(float(row.value))
+    gains = {key: float(np.mean(mine) - np.mean(theirs)) for key, (mine, theirs) in sums.items() if mine and theirs}
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    low, _ = mean_interval([subject for subject, _ in gains], sign * np.array(list(gains.values())), method="expanded")
     return low is not None and low > 0
 
 

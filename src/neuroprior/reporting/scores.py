@@ -16,7 +16,7 @@ from ..assessments.significance import LOWER_IS_BETTER, OF_A_SET
 from ..core.errors import InputError
 from ..core.records import Score
 from . import assessed, figures
-from ._rows import CARD, FEWSHOT, FLOOR, ORDER, PER_CASE, cell, is_floor, number, part_of, records, stem
+from ._rows import CARD, FEWSHOT, FLOOR, ORDER, PER_CASE, cell, is_floor, missing, number, part_of, records, stem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +169,7 @@ def _card(frame: pd.DataFrame, models: Sequence[str], task: str) -> list[dict[st
         if not plain:
             continue
         rows = over_runs(frame, models, metric, plain[0])
-        ends = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None and row[key] == row[key]]
+        ends = [row[key] for row in rows for key in ("value", "low", "high") if not missing(row[key])]
         low, high = min(ends), max(ends)
         if metric not in LOWER_IS_BETTER and low >= 0 and high <= 1:
             low, high = min(low, 0.0), 1.0
@@ -308,7 +308,7 @@ def _severity_curves(rows: pd.DataFrame, artefacts: Sequence[str]) -> dict[str, 
     """Artefact -> severity -> value; severity 0 is the clean scans. Of several regions the first is taken."""
     first: dict[str, float] = {}
     for row in rows.to_dict("records"):
-        if row["value"] is not None and row["value"] == row["value"]:
+        if not missing(row["value"]):
             first.setdefault(row["condition"], float(row["value"]))
     curves = {}
     for artefact in artefacts:
@@ -325,7 +325,7 @@ def _severity_curves(rows: pd.DataFrame, artefacts: Sequence[str]) -> dict[str, 
 def _figures(frame: pd.DataFrame, task: str, target: str) -> list[dict[str, Any]]:
     cases = frame[(frame["case"] != "all") & ~frame["model"].str.startswith(FLOOR)]
     cases = cases.assign(stem=cases["model"].map(stem))
-    seeded = "" if cases["stem"].nunique() == cases["model"].nunique() else ", mean over seeds"
+    seeded = "" if len(set(cases["stem"])) == len(set(cases["model"])) else ", mean over seeds"
     if task == "regression":
         wide = {
             name: cases[cases["metric"] == name].pivot_table(index="case", columns="stem", values="value")

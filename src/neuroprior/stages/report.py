@@ -112,6 +112,8 @@ def report(
             )  # fmt: skip
     scores = pd.concat([frame for _, frame in tables], ignore_index=True) if tables else pd.DataFrame()
     ranking = rank_part.ranking(scores, rules_of) if len(scores) else None
+    if ranking:
+        logger.info("%s", ranking["sentence"])
     columns = [name.strip() for name in groups.split(",") if name.strip()]
     known = {} if index is None else group_part.of_cases(_columns(index, columns), columns)
     forests = group_part.forests(scores, known) if len(scores) else []
@@ -119,14 +121,11 @@ def report(
     if format == "html":
         chosen = case_part.choose(folders, references, dice, MAX_CASES)
         shown = [case_part.show(item, out, number, viewers=viewers) for number, item in enumerate(_progress(chosen), start=1)]
-    lead = ", ".join(
-        part for part in (
-            f"{len(runs)} runs" if runs else "", f"{len(folders)} prediction sets" if folders else "",
-            f"{(scores['case'].unique() != 'all').sum()} scored cases" if len(scores) else "", f"{len(probes)} tables of probes" if probes else "",
-            f"{len(stressed)} stress tests" if stressed else "",
-            f"{len(curves)} few-shot curves" if curves else "", f"{len(audits)} audits" if audits else "",
-        ) if part
-    )  # fmt: skip
+    counted = {
+        "run": len(runs), "prediction set": len(folders), "scored case": int((scores["case"].unique() != "all").sum()) if len(scores) else 0,
+        "table of probes": len(probes), "stress test": len(stressed), "few-shot curve": len(curves), "audit": len(audits),
+    }  # fmt: skip
+    lead = ", ".join(f"{n} {name if n == 1 else _plural(name)}" for name, n in counted.items() if n)
     content: dict[str, Any] = {
         "title": title, "lead": lead, "ranking": ranking, "forests": forests, "tasks": score_part.tasks(scores) if len(scores) else [],
         "tables": score_part.conditions(scores) if len(scores) else [], "cases": shown, "runs": runs,
@@ -192,6 +191,10 @@ def _distinct(source: Path, frame: pd.DataFrame, tables: list[tuple[Path, pd.Dat
                 f"two tables score a model named {same['model'].iloc[0]!r} on the same cases", file=source, got=f"also in {other}",
                 next_step="score one of them again with neuroprior evaluate --name (several seeds: --name 'NAME seed 0', 'NAME seed 1' ...)",
             )  # fmt: skip
+
+
+def _plural(name: str) -> str:
+    return name.replace("table", "tables") if " of " in name else f"{name}s"
 
 
 def _unused(name: str, taken: Mapping[str, Any]) -> str:
