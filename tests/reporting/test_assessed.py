@@ -46,6 +46,7 @@ def test_every_row_has_its_part(table: pd.DataFrame) -> None:
     assert titles["Gaps between groups"]["rows"][0][:2] == ["dice gap (sex)", "0.200 n=20"]
     assert task["reasons"] == ["domain shift: no variable has two groups (small, large, poor)"]
     assert [block["metric"] for block in task["card"]] == ["dice", "dice gap", "aurc"]
+    assert [block["better"] for block in task["card"]] == ["more is better", "less is better", "less is better"]
     assert scores.conditions(table) == [], "a k-shot curve is no condition of the inputs"
     names = {_rows.part_of(metric, region) for metric, region in zip(table["metric"], table["region"], strict=True)}
     assert names == {"", "cost", "group", "groups", "selective", "rare", "calibration", "not assessed", "shots"}

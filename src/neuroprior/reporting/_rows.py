@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..assessments import _seeds
+from ..assessments.significance import LOWER_IS_BETTER
 from ..core.records import Score
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ def stem(run: str) -> str:
 def is_floor(model: str) -> bool:
     """Whether a model's name says that it is a trivial prediction."""
     return model.startswith(FLOOR)
+
+
+def less_is_better(metric: str) -> bool:
+    """Whether less of a metric is better; a gap or a fall is, whatever it is of."""
+    plain = metric.removesuffix("_worst_group")
+    return plain in LOWER_IS_BETTER or plain in COSTS or plain.endswith(("_gap", "_shift"))
 
 
 def part_of(metric: str, region: str) -> str:

@@ -454,6 +454,8 @@ def pareto(points: Mapping[str, tuple[float, float]], best: Sequence[str], metri
     prices = [x for x, _ in points.values()]
     if min(prices) > 0 and max(prices) > 3 * min(prices):
         axis.set_xscale("log")
+    else:
+        axis.locator_params(axis="x", nbins=4)
     axis.margins(x=0.18, y=0.12)
     axis.set_xlabel(cost, fontsize=8)
     axis.set_ylabel(metric, fontsize=8)

@@ -16,7 +16,7 @@ from ..assessments.significance import LOWER_IS_BETTER, OF_A_SET
 from ..core.errors import InputError
 from ..core.records import Score
 from . import assessed, figures
-from ._rows import CARD, FEWSHOT, FLOOR, ORDER, PER_CASE, cell, is_floor, missing, number, part_of, records, stem
+from ._rows import CARD, FEWSHOT, FLOOR, ORDER, PER_CASE, cell, is_floor, less_is_better, missing, number, part_of, records, stem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def _table(whole: pd.DataFrame, models: Sequence[str], target: str) -> list[dict
         found = whole[(whole["metric"] == metric) & (whole["region"] == region)]
         by_model = {row["model"]: cell(row) for row in found.to_dict("records")}
         name = metric.replace("_", " ") + (f" ({region})" if several and region not in ("all", target) else "")
-        better = "less is better" if metric in LOWER_IS_BETTER else "more is better"
+        better = "less is better" if less_is_better(metric) else "more is better"
         rows.append({"metric": name, "better": better, "cells": [by_model.get(model, "") for model in models]})
     return rows
 
@@ -171,7 +171,7 @@ def _card(frame: pd.DataFrame, models: Sequence[str], task: str) -> list[dict[st
         rows = over_runs(frame, models, metric, plain[0])
         ends = [row[key] for row in rows for key in ("value", "low", "high") if not missing(row[key])]
         low, high = min(ends), max(ends)
-        if metric not in LOWER_IS_BETTER and low >= 0 and high <= 1:
+        if not less_is_better(metric) and low >= 0 and high <= 1:
             low, high = min(low, 0.0), 1.0
         elif low >= 0:
             low = 0.0
@@ -179,7 +179,7 @@ def _card(frame: pd.DataFrame, models: Sequence[str], task: str) -> list[dict[st
 
         place = partial(_place, low=low, span=span)
         blocks.append({
-            "metric": metric.replace("_", " "), "region": plain[0], "better": "less is better" if metric in LOWER_IS_BETTER else "more is better",
+            "metric": metric.replace("_", " "), "region": plain[0], "better": "less is better" if less_is_better(metric) else "more is better",
             "from": number(low), "to": number(high),
             "rows": [
                 {
