@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from neuroprior.cli import stage_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,12 +19,12 @@ def blocks(path: Path) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def run(page: str, folder: Path) -> None:
-    """All bash blocks of a page in one empty folder."""
+def run(pages: list[str], folder: Path) -> None:
+    """All bash blocks of some pages, one after the other, in one empty folder."""
     script = (
         "set -euo pipefail\nneuroprior() { "
         + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
-        + "\n".join(blocks(ROOT / "docs" / page))
+        + "\n".join(block for page in pages for block in blocks(ROOT / "docs" / page))
     )
     done = subprocess.run(
         ["bash", "-c", script],
@@ -35,13 +37,14 @@ def run(page: str, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_quick_start_runs(tmp_path: Path) -> None:
-    run("quickstart.md", tmp_path)
+def test_the_quick_start_and_the_report_run(tmp_path: Path) -> None:
+    run(["quickstart.md", "report.md"], tmp_path)
     assert (tmp_path / "report/report.html").is_file()
+    assert "By group" in (tmp_path / "report-ranked/report.html").read_text()
 
 
 def test_the_assessments_page_runs(tmp_path: Path) -> None:
-    run("assessments.md", tmp_path)
+    run(["assessments.md"], tmp_path)
     assert "## Scores: sex" in (tmp_path / "runs/sex/model/README.md").read_text(encoding="utf-8")
     assert (tmp_path / "scores/short.parquet").is_file()
 
@@ -52,18 +55,22 @@ def test_the_examples_in_python_run() -> None:
             exec(compile(block, page.name, "exec"), {})
 
 
-def test_the_readme_names_commands_and_options_that_exist() -> None:
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_pages_name_commands_and_options_that_exist(page: str) -> None:
     import inspect
 
     import neuroprior
 
-    for line in "\n".join(blocks(ROOT / "README.md")).splitlines():
+    for line in "\n".join(blocks(ROOT / page)).replace("\\\n", " ").splitlines():
         words = line.split("#")[0].split()
         if words[:1] != ["neuroprior"]:
             continue
+        if words[1] in ("list", "--version", "--help"):
+            continue
         assert words[1] in stage_names()
         known = {name.rstrip("_").replace("_", "-") for name in inspect.signature(getattr(neuroprior, words[1])).parameters}
-        assert {word[2:] for word in words if word.startswith("--")} <= known, line
+        known |= {f"no-{name}" for name in known} | {"help"}
+        assert {word[2:].split("=")[0] for word in words if word.startswith("--")} <= known, line
 
 
 def test_the_demo_script_is_the_one_in_runs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,6 +107,32 @@ def test_summaries_equal_plain_numpy() -> None:
     low, value, high = (float(number) for number in (row.low or 0, row.value or 0, row.high or 0))
     assert 0 < low < value < high
     assert row.n == 6
+
+
+def test_the_interval_is_of_the_number_beside_it() -> None:
+    """A healthy case has no DSC until an artefact makes a false lesion: it counts there, and the interval knows."""
+    rng = np.random.default_rng(4)
+    clean = [*rng.uniform(0.6, 0.9, 8), float("nan"), float("nan")]
+    values = {"noise": {s: [*rng.uniform(0.5, 0.8, 8), 0.0, 0.0] for s in SEVERITIES}}
+    rows = []
+    for row in rows_of(values, clean, "dice"):
+        number = row.value
+        if row.case == "all":
+            numbers = clean if row.condition == "clean" else values["noise"][int(row.condition[-1])]
+            number = float(np.nanmean(numbers))
+        rows.append(replace(row, value=None if number is None or np.isnan(number) else number))
+    (found,) = [
+        row
+        for row in robustness.summary(rows, Context("m", "segmentation", "lesion", resamples=500))
+        if (row.condition, row.metric) == ("noise", "dice_degradation")
+    ]
+    w = (2 / 3) ** np.arange(1, 6)
+    assert found.value == pytest.approx(
+        (w * (np.nanmean(clean) - np.array([np.mean(values["noise"][s]) for s in SEVERITIES]))).sum() / w.sum()
+    )
+    assert found.value is not None and found.low is not None and found.high is not None
+    assert found.low < found.value < found.high
+    assert found.n == 10
 
 
 def test_positive_is_worse_also_where_less_is_better() -> None:

@@ -27,7 +27,7 @@ from ..inference.inputs import from_scans
 from ..inference.model import Model
 from ..inference.predictor import CaseInput, CaseOutput, compute, prepare, usable
 from ..inference.presets import PredictConfig
-from ..metrics._bootstrap import OF_MEANS, mean_interval
+from ..metrics._bootstrap import FEWEST, bounds, counts
 from ._corruptions import LEVELS, SEVERITIES, corrupt
 from .accuracy import Context, classify, regress, segmentation_case, summarise
 from .significance import LOWER_IS_BETTER
@@ -252,7 +252,7 @@ def summary(rows: Sequence[Score], context: Context) -> list[Score]:
 
     Returns:
         Rows ``<metric>_overall`` and ``<metric>_degradation`` whose condition is the artefact, or ``every corruption``. Metrics that are
-        means over cases have a bootstrap interval over subjects, the same subjects under every artefact.
+        means over cases have a bootstrap interval over subjects, the same draw of subjects under every artefact.
     """
     values: dict[tuple[str, str], dict[tuple[str, int], dict[str, Score]]] = {}
     for row in rows:
@@ -274,38 +274,58 @@ def _summary_of(
     corruptions = list(dict.fromkeys(name for name, _ in conditions if name))
     less = metric in LOWER_IS_BETTER
     measures = {"overall": overall, "degradation": lambda clean, at: degradation(clean, at, less_is_better=less)}
+    drawn = _drawn_means(cases, context) if cases else {}
     made = []
     for measure, function in measures.items():
-        each: dict[str, float] = {}
-        each_case: dict[str, dict[str, float]] = {}
+        each, again = {}, {}
         for corruption in corruptions:
             levels = [level for name, level in conditions if name == corruption]
             get = _number(conditions, "all")
             each[corruption] = function(get("", 0), {level: get(corruption, level) for level in levels})
-            if cases:
-                shared = [case for case in cases[("", 0)] if case != "all"]
-                numbers = {}
-                for case in shared:
-                    of = _number(cases, case)
-                    numbers[case] = function(of("", 0), {level: of(corruption, level) for level in levels})
-                each_case[corruption] = {case: value for case, value in numbers.items() if np.isfinite(value)}
-        rows = [(corruption, each[corruption], each_case.get(corruption)) for corruption in corruptions]
-        both = set.intersection(*(set(found) for found in each_case.values())) if each_case else set()
-        mean_cases = {case: float(np.mean([each_case[name][case] for name in corruptions])) for case in sorted(both)}
-        rows.append((EVERY, float(np.mean(list(each.values()))), mean_cases or None))
-        for condition, value, numbers in rows:
+            if ("", 0) in drawn and all((corruption, level) in drawn for level in levels):
+                at = np.array([drawn[corruption, level] for level in levels])
+                again[corruption] = np.array([
+                    function(clean, dict(zip(levels, column, strict=True))) for clean, column in zip(drawn["", 0], at.T, strict=True)
+                ])  # fmt: skip
+        rows = [(corruption, each[corruption], again.get(corruption)) for corruption in corruptions]
+        whole = np.mean(list(again.values()), axis=0) if len(again) == len(corruptions) else None
+        rows.append((EVERY, float(np.mean(list(each.values()))), whole))
+        for condition, value, values in rows:
             row = replace(context, condition=condition).row("all", "all", f"{metric}_{measure}", region, value)
-            if numbers and cases:
-                subjects = [cases[("", 0)][case].subject for case in numbers]
-                low, high = mean_interval(
-                    subjects,
-                    np.array(list(numbers.values())),
-                    resamples=context.resamples,
-                    seed=context.seed,
-                    method=OF_MEANS,
-                )
-                row = replace(row, low=low, high=high, n=len(numbers))
+            if values is not None and cases:
+                defined = _defined(cases)
+                low, high = bounds(values, 0.95, len({row.subject for row in defined.values()}))
+                row = replace(row, low=low, high=high, n=len(defined))
             made.append(row)
+    return made
+
+
+def _defined(cases: Mapping[tuple[str, int], Mapping[str, Score]]) -> dict[str, Score]:
+    """The cases that have a value under some condition, by name."""
+    return {name: row for rows in cases.values() for name, row in rows.items() if name != "all" and row.value is not None}
+
+
+def _drawn_means(cases: Mapping[tuple[str, int], Mapping[str, Score]], context: Context) -> dict[tuple[str, int], np.ndarray]:
+    """Condition -> (draws,) the mean over the cases that it is defined for, in each bootstrap draw of the subjects; one draw serves all conditions.
+
+    A case may be defined under some conditions only (both masks empty on the clean scan, a false lesion on a noisy one): it counts where it is, as in
+    the mean over the set.
+    """
+    defined = _defined(cases)
+    subjects = sorted({row.subject for row in defined.values()})
+    if len(subjects) < FEWEST or not context.resamples:
+        return {}
+    weights = counts(len(subjects), resamples=context.resamples, seed=context.seed)
+    place = {name: k for k, name in enumerate(subjects)}
+    made = {}
+    for condition, rows in cases.items():
+        total, number = np.zeros(len(subjects)), np.zeros(len(subjects))
+        for name, row in rows.items():
+            if name != "all" and row.value is not None:
+                total[place[row.subject]] += row.value
+                number[place[row.subject]] += 1
+        with np.errstate(invalid="ignore"):
+            made[condition] = (weights @ total) / (weights @ number)
     return made
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import figures
-from .scores import cell
+from ._rows import cell
 
 if TYPE_CHECKING:
     import pandas as pd

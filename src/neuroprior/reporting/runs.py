@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core import artifacts
 from . import figures
-from .scores import number
+from ._rows import number
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(folder: Path) -> dict[str, Any]:
         "alarms": [event for event in events if event["event"] == "alarm"],
         "rollbacks": [event for event in events if event["event"] == "rollback"],
         "panels": figures.embed(panels[-1]) if panels else None, "panels_title": panels[-1].stem if panels else "",
-        "ledger": _ledger(ledger), "recipe": (folder / "recipe.yaml").read_text(encoding="utf-8"),
+        "ledger": _ledger(ledger), "cost": _cost(ledger), "recipe": (folder / "recipe.yaml").read_text(encoding="utf-8"),
         "environment": json.dumps(artifacts.read_json(folder / "environment.json"), indent=1),
     }  # fmt: skip
 
@@ -63,3 +63,25 @@ def _ledger(ledger: dict[str, Any]) -> list[tuple[str, str]]:
         ("peak memory", f"{ledger['peak_memory_mb']:.0f} MB"),
         ("energy", f"{ledger['energy_kwh']:.4f} kWh" if ledger.get("energy_kwh") is not None else str(ledger["energy_note"])),
     ]  # fmt: skip
+
+
+COST = ("device", "seconds", "device-hours", "TFLOP", "peak MB", "kWh")
+"""Heads of the table of all ledgers."""
+
+
+def _cost(ledger: dict[str, Any]) -> list[str]:
+    """One line of the table of all ledgers; a dash is not counted, not zero."""
+    if not ledger:
+        return ["not written yet", *["–"] * (len(COST) - 1)]
+    flops = ledger.get("flops_total")
+    return [
+        str(ledger["device"]), f"{ledger['wall_seconds']:.0f}", f"{ledger['device_hours']:.3f}", "–" if not flops else f"{flops / 1e12:.2f}",
+        f"{ledger['peak_memory_mb']:.0f}", "–" if ledger.get("energy_kwh") is None else f"{ledger['energy_kwh']:.4f}",
+    ]  # fmt: skip
+
+
+def ledgers(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What all runs cost, side by side; None for fewer than two."""
+    if len(runs) < 2:
+        return None
+    return {"heads": ["run", *COST], "rows": [[run["name"], *run["cost"]] for run in runs]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -9,48 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..assessments import _seeds, comparison
 from ..assessments.accuracy import paired_difference
-from ..assessments.significance import LOWER_IS_BETTER
+from ..assessments.significance import LOWER_IS_BETTER, OF_A_SET
+from ..core.errors import InputError
 from ..core.records import Score
-from . import figures
+from . import assessed, figures
+from ._rows import CARD, FEWSHOT, FLOOR, ORDER, PER_CASE, cell, is_floor, less_is_better, missing, number, part_of, records, stem
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ORDER = (
-    "dice", "nsd", "hd95_mm", "lesion_f1", "lesion_recall", "empty_specificity", "volume_difference_ml", "auroc", "auprc",
-    "balanced_accuracy", "f1", "sensitivity", "specificity", "ece", "brier", "mae", "rmse", "pearson_r",
-)  # fmt: skip
-"""The order of metrics in tables; others follow by name."""
-CARD = {
-    "segmentation": ("dice", "nsd", "lesion_f1"),
-    "classification": ("auroc", "balanced_accuracy", "ece"),
-    "regression": ("mae", "pearson_r"),
-}
-"""Task -> the metrics that the card shows."""
-PER_CASE = {"segmentation": "dice", "regression": "absolute_error", "classification": "correct"}
-"""Task -> the metric by which models are compared case by case and cases are called best or worst."""
-MAX_CASE_ROWS = 400
+MAX_CASE_ROWS = 1500
+"""Rows (a case and a model) of the table of cases; all others are in the score tables."""
 WIDTH = 240
 """Of a whisker drawing, in pixels."""
-
-
-def number(value: Any) -> str:
-    """A number as a table shows it; a dash where there is none."""
-    return "–" if value is None or value != value else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def cell(row: Mapping[str, Any]) -> str:
-    """A score with its interval and count."""
-    if row["value"] is None or row["value"] != row["value"]:
-        return "not defined"
-    between = "" if row["low"] is None or row["low"] != row["low"] else f" [{number(row['low'])}, {number(row['high'])}]"
-    return f"{number(row['value'])}{between} n={row['n']}"
-
-
-def is_floor(model: str) -> bool:
-    """Whether a model's name says that it is a trivial prediction."""
-    return model.startswith("floor")
 
 
 def tasks(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -60,7 +34,7 @@ def tasks(scores: pd.DataFrame) -> list[dict[str, Any]]:
         scores: rows of :class:`neuroprior.core.records.Score`; only those of the condition ``clean`` are shown here.
 
     Returns:
-        For each task: ``name``, ``card``, ``models``, ``rows``, ``differences``, ``figures`` (title, src, alt), ``extremes``, ``cases``.
+        For each task: ``name``, ``card``, ``models``, ``rows``, ``sections`` and ``reasons`` (of ``assessed``), ``differences``, ``figures`` (title, src, alt), ``extremes``, ``cases``.
     """
     made = []
     for task, target, everything in _by_task(scores):
@@ -69,20 +43,19 @@ def tasks(scores: pd.DataFrame) -> list[dict[str, Any]]:
             continue
         whole = frame[frame["case"] == "all"]
         models = sorted(dict.fromkeys(frame["model"]), key=is_floor)
-        cases = frame[(frame["case"] != "all") & ~frame["model"].map(is_floor)]
+        cases = frame[(frame["case"] != "all") & ~frame["model"].str.startswith(FLOOR)]
         made.append({
             "name": f"{task} of {target}", "task": task, "target": target,
-            "card": _card(whole, models, task),
+            "card": _card(frame, models, task),
             "models": [{"model": model, "floor": is_floor(model)} for model in models],
             "rows": _table(whole, models, target),
+            "sections": assessed.sections(whole, models), "reasons": assessed.reasons(whole),
             "differences": differences(frame, models, task),
-            "figures": _figures(frame, task, target),
-            "extremes": _extremes(cases, task),
-            "cases": [
-                {"case": r.case, "model": r.model, "metric": r.metric, "region": r.region, "value": number(r.value), "note": r.note}
-                for r in cases.head(MAX_CASE_ROWS).itertuples()
+            "figures": [
+                *_figures(frame, task, target), *assessed.risk_coverage(cases, task), *assessed.shots(everything), *assessed.pareto(whole, task),
             ],
-            "cases_left_out": max(0, len(cases) - MAX_CASE_ROWS),
+            "extremes": _extremes(cases, task),
+            "cases": case_table(cases, target),
         })  # fmt: skip
     return made
 
@@ -96,7 +69,7 @@ def _by_task(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 def _table(whole: pd.DataFrame, models: Sequence[str], target: str) -> list[dict[str, Any]]:
     """A row a metric and region, a cell a model: there are many metrics and few models."""
     pairs = sorted(
-        set(zip(whole["metric"], whole["region"], strict=True)),
+        {pair for pair in zip(whole["metric"], whole["region"], strict=True) if not part_of(*pair)},
         key=lambda pair: (ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER), pair),
     )
     several = len({region for _, region in pairs}) > 1
@@ -105,26 +78,100 @@ def _table(whole: pd.DataFrame, models: Sequence[str], target: str) -> list[dict
         found = whole[(whole["metric"] == metric) & (whole["region"] == region)]
         by_model = {row["model"]: cell(row) for row in found.to_dict("records")}
         name = metric.replace("_", " ") + (f" ({region})" if several and region not in ("all", target) else "")
-        better = "less is better" if metric in LOWER_IS_BETTER else "more is better"
+        better = "less is better" if less_is_better(metric) else "more is better"
         rows.append({"metric": name, "better": better, "cells": [by_model.get(model, "") for model in models]})
     return rows
 
 
-def _card(whole: pd.DataFrame, models: Sequence[str], task: str) -> list[dict[str, Any]]:
+def case_table(cases: pd.DataFrame, target: str) -> dict[str, Any]:
+    """A row a case and model, a column a metric and region: of many metrics a long table could not be read.
+
+    Args:
+        cases: rows of single cases, without floors.
+        target: of the task; a region of that name is not repeated in the heads.
+
+    Returns:
+        ``heads`` (of the numbers), ``rows`` (case, model, cells, note) and ``left_out``, rows that are only in the score tables.
+    """
+    columns = sorted(
+        dict.fromkeys(zip(cases["metric"], cases["region"], strict=True)),
+        key=lambda pair: ("," in pair[1], ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER), pair),
+    )
+    rows: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    notes: dict[tuple[str, str], dict[str, None]] = {}
+    for row in cases.itertuples():
+        key = str(row.case), str(row.model)
+        rows.setdefault(key, {})[str(row.metric), str(row.region)] = number(row.value)
+        if row.note:
+            notes.setdefault(key, {})[str(row.note)] = None
+    shown = list(rows.items())[:MAX_CASE_ROWS]
+    return {
+        "heads": [metric.replace("_", " ") + ("" if region in ("all", target) else f" ({region})") for metric, region in columns],
+        "rows": [
+            {"case": case, "model": model, "cells": [found.get(pair, "") for pair in columns], "note": _told(notes.get((case, model), {}))}
+            for (case, model), found in shown
+        ],
+        "left_out": len(rows) - len(shown),
+    }  # fmt: skip
+
+
+def _told(notes: Mapping[str, None]) -> str:
+    """The notes of a case, those that another one contains left out."""
+    return "; ".join(note for note in notes if not any(note != other and note in other for other in notes))
+
+
+def over_runs(frame: pd.DataFrame, models: Sequence[str], metric: str, region: str) -> list[dict[str, Any]]:
+    """One number a model: its own row, or, of a model with several seeds, the mean over them, seeds and subjects drawn for its interval.
+
+    Args:
+        frame: rows of one task and condition, of cases and sets.
+        models: runs and floors, in order.
+        metric, region: of the rows.
+    """
+    whole = frame[(frame["case"] == "all") & (frame["metric"] == metric) & (frame["region"] == region) & frame["value"].notna()]
+    made = []
+    for name in dict.fromkeys(stem(model) for model in models):
+        runs = [model for model in models if stem(model) == name]
+        rows = [row for run in runs for row in whole[whole["model"] == run].head(1).to_dict("records")]
+        if len(rows) < 2:
+            made += [row | {"model": name, "runs": 1, "spread": ""} for row in rows]
+            continue
+        values = [float(row["value"]) for row in rows]
+        per_case = "absolute_error" if metric == "mae" else metric
+        part = frame[(frame["metric"] == per_case) & (frame["region"] == region) & (frame["case"] != "all")]
+        low = high = None
+        if len(part):
+            low, high = _seeds.mean_interval([records(part[part["model"] == run]) for run in runs])
+        elif metric in OF_A_SET:
+            found = comparison.over_seeds([records(frame[frame["model"] == run]) for run in runs], metric, resamples=500)
+            low, high = found.low, found.high
+        made.append(rows[0] | {
+            "model": name, "value": float(np.mean(values)), "low": low, "high": high, "runs": len(values),
+            "spread": f", {len(values)} seeds: {number(min(values))} to {number(max(values))}",
+        })  # fmt: skip
+    return made
+
+
+def _card(frame: pd.DataFrame, models: Sequence[str], task: str) -> list[dict[str, Any]]:
     """The headline metrics, each with a whisker a model on one scale."""
+    whole = frame[frame["case"] == "all"]
     blocks = []
     for metric in CARD.get(task, ()):
         found = whole[(whole["metric"] == metric) & whole["value"].notna()]
         plain = [
-            region for region in found["region"] if "," not in region and not region.startswith(("small", "medium", "large"))
+            region
+            for region in found["region"]
+            if "," not in region
+            and "=" not in region
+            and not region.startswith(("small", "medium", "large"))
+            and "temperature" not in region
         ]
         if not plain:
             continue
-        found = found[found["region"] == plain[0]]
-        rows = [row for model in models for row in found[found["model"] == model].head(1).to_dict("records")]
-        ends = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None and row[key] == row[key]]
+        rows = over_runs(frame, models, metric, plain[0])
+        ends = [row[key] for row in rows for key in ("value", "low", "high") if not missing(row[key])]
         low, high = min(ends), max(ends)
-        if metric not in LOWER_IS_BETTER and low >= 0 and high <= 1:
+        if not less_is_better(metric) and low >= 0 and high <= 1:
             low, high = min(low, 0.0), 1.0
         elif low >= 0:
             low = 0.0
@@ -132,11 +179,11 @@ def _card(whole: pd.DataFrame, models: Sequence[str], task: str) -> list[dict[st
 
         place = partial(_place, low=low, span=span)
         blocks.append({
-            "metric": metric.replace("_", " "), "region": plain[0], "better": "less is better" if metric in LOWER_IS_BETTER else "more is better",
+            "metric": metric.replace("_", " "), "region": plain[0], "better": "less is better" if less_is_better(metric) else "more is better",
             "from": number(low), "to": number(high),
             "rows": [
                 {
-                    "model": row["model"], "floor": is_floor(row["model"]), "text": cell(row), "at": place(row["value"]),
+                    "model": row["model"], "floor": is_floor(row["model"]), "text": cell(row) + row["spread"], "at": place(row["value"]),
                     "low": place(row["low"]),
                     "high": place(row["high"]),
                 }
@@ -152,22 +199,20 @@ def _place(value: float | None, *, low: float, span: float) -> float | None:
 
 
 def differences(frame: pd.DataFrame, models: Sequence[str], task: str) -> list[dict[str, Any]]:
-    """Every two models over the same cases: mean paired difference, its interval, and what may be said of it."""
-    real = [name for name in models if not is_floor(name)]
+    """Every two models over the same cases: mean paired difference, its interval, and what may be said of it.
+
+    Of models with several seeds the means over seeds are compared, and seeds are drawn as well.
+    """
     metric = PER_CASE.get(task)
     if metric is None:
         return []
-    rows = {
-        name: [
-            Score(**{k: (None if v != v else v) for k, v in row.items()})
-            for row in frame[(frame["model"] == name) & (frame["metric"] == metric)].to_dict("records")
-        ]
-        for name in real
-    }
+    runs: dict[str, list[list[Score]]] = {}
+    for name in (name for name in models if not is_floor(name)):
+        runs.setdefault(stem(name), []).append(records(frame[(frame["model"] == name) & (frame["metric"] == metric)]))
     made = []
-    for first, second in combinations(real, 2):
-        for region in sorted(set(frame[frame["metric"] == metric]["region"])):
-            found = paired_difference(rows[first], rows[second], metric, region)
+    for first, second in combinations(runs, 2):
+        for region in sorted({region for region in frame[frame["metric"] == metric]["region"] if "," not in region}):
+            found = _difference(runs[first], runs[second], metric, region)
             if found is None:
                 continue
             better = (found["difference"] < 0) == (metric in LOWER_IS_BETTER)
@@ -178,6 +223,18 @@ def differences(frame: pd.DataFrame, models: Sequence[str], task: str) -> list[d
                 "verdict": f"{first if better else second} better" if clear else "no clear difference",
             })  # fmt: skip
     return made
+
+
+def _difference(
+    first: Sequence[Sequence[Score]], second: Sequence[Sequence[Score]], metric: str, region: str
+) -> dict[str, Any] | None:
+    if len(first) == len(second) == 1:
+        return paired_difference(first[0], second[0], metric, region)
+    try:
+        found = comparison.over_seeds(first, metric, against=second, region=region)
+    except InputError:
+        return None
+    return {"difference": found.value, "low": found.low, "high": found.high, "n": found.subjects}
 
 
 def conditions(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -192,11 +249,12 @@ def conditions(scores: pd.DataFrame) -> list[dict[str, Any]]:
     made = []
     for task, target, frame in _by_task(scores[scores["case"] == "all"]):
         names = list(dict.fromkeys(frame["condition"]))
+        names = [name for name in names if name != FEWSHOT]
         if set(names) <= {"clean"}:
             continue
         names.sort(key=lambda name: name != "clean")
         models = [model for model in dict.fromkeys(frame["model"]) if not is_floor(model)]
-        metrics = [metric for metric in CARD.get(task, ()) if (frame["metric"] == metric).any()]
+        metrics = [metric for metric in CARD.get(task, ())[:3] if (frame["metric"] == metric).any()]
         pairs = [(model, metric) for model in models for metric in metrics]
         rows = []
         for name in names:
@@ -233,7 +291,12 @@ def robustness(frame: pd.DataFrame, note: Mapping[str, Any], name: str) -> dict[
             curves = _severity_curves(part[part["metric"] == metric], artefacts)
             if curves:
                 plots.append(
-                    _figure(f"{metric.replace('_', ' ')} over severity", figures.severities(curves, metric.replace("_", " ")))
+                    _figure(
+                        f"{metric.replace('_', ' ')} over severity",
+                        figures.severities(curves, metric.replace("_", " ")),
+                        f"{metric.replace('_', ' ')} of {model} from the clean scans to the strongest artefact: "
+                        + "; ".join(f"{name} {number(v[min(v)])} to {number(v[max(v)])}" for name, v in curves.items()),
+                    )
                 )
         blocks.append({
             "model": model, "heads": ["artefact", *(metric.replace("_", " ") for metric in measures)], "rows": rows, "figures": plots,
@@ -245,7 +308,7 @@ def _severity_curves(rows: pd.DataFrame, artefacts: Sequence[str]) -> dict[str, 
     """Artefact -> severity -> value; severity 0 is the clean scans. Of several regions the first is taken."""
     first: dict[str, float] = {}
     for row in rows.to_dict("records"):
-        if row["value"] is not None and row["value"] == row["value"]:
+        if not missing(row["value"]):
             first.setdefault(row["condition"], float(row["value"]))
     curves = {}
     for artefact in artefacts:
@@ -259,11 +322,13 @@ def _severity_curves(rows: pd.DataFrame, artefacts: Sequence[str]) -> dict[str, 
     return curves
 
 
-def _figures(frame: pd.DataFrame, task: str, target: str) -> list[dict[str, str]]:
-    cases = frame[(frame["case"] != "all") & ~frame["model"].map(is_floor)]
+def _figures(frame: pd.DataFrame, task: str, target: str) -> list[dict[str, Any]]:
+    cases = frame[(frame["case"] != "all") & ~frame["model"].str.startswith(FLOOR)]
+    cases = cases.assign(stem=cases["model"].map(stem))
+    seeded = "" if len(set(cases["stem"])) == len(set(cases["model"])) else ", mean over seeds"
     if task == "regression":
         wide = {
-            name: cases[cases["metric"] == name].pivot_table(index="case", columns="model", values="value")
+            name: cases[cases["metric"] == name].pivot_table(index="case", columns="stem", values="value")
             for name in ("truth", "predicted")
         }
         shared = wide["predicted"].dropna()
@@ -271,48 +336,108 @@ def _figures(frame: pd.DataFrame, task: str, target: str) -> list[dict[str, str]
             return []
         truth = wide["truth"].loc[shared.index].iloc[:, 0]
         guesses = {str(model): list(shared[model]) for model in shared}
+        said = "; ".join(f"{name} r = {number(_pearson(truth, values))}" for name, values in guesses.items())
         return [
-            _figure("Predicted against true", figures.scatter(list(truth), guesses, target)),
-            _figure("Error against the truth: a slope is a bias", figures.bias(list(truth), guesses, target)),
-        ]
+            _figure(f"Predicted against true{seeded}", figures.scatter(list(truth), guesses, target),
+                    f"Scatter of predicted against true {target}, {len(truth)} cases; {said}"),
+            _figure(f"Error against the truth{seeded}: a slope is a bias", figures.bias(list(truth), guesses, target),
+                    f"Error of the prediction against the true {target} with a fitted line for each model"),
+        ]  # fmt: skip
     if task == "classification":
         return _classification_figures(frame, cases)
-    rows = cases[cases["metric"] == "dice"]
-    if int(rows["value"].notna().sum()) < 3:
+    rows = cases[(cases["metric"] == "dice") & cases["value"].notna()]
+    if len(rows) < 3:
         return []
+    values = {str(m): list(g.groupby("case")["value"].mean()) for m, g in rows.groupby("stem", sort=False)}
+    said = "; ".join(f"median of {name} {number(float(np.median(v)))}" for name, v in values.items())
     return [
         _figure(
-            "Dice of every case", figures.strips({str(m): list(g["value"].dropna()) for m, g in rows.groupby("model")}, "dice")
+            f"Dice of every case{seeded}",
+            figures.strips(values, "dice"),
+            f"Dice of every case as a dot, a column a model; {said}",
         )
     ]
 
 
-def _classification_figures(frame: pd.DataFrame, cases: pd.DataFrame) -> list[dict[str, str]]:
-    rows = cases[cases["metric"] == "probability"]
+def _pearson(x: Any, y: Any) -> float:
+    from ..metrics import errors
+
+    return errors.pearson(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
+
+
+def positive_class(frame: pd.DataFrame) -> str:
+    """The positive class of a classification, from the note of its AUROC; empty where nothing says it."""
     notes = frame[(frame["case"] == "all") & (frame["metric"] == "auroc")]["note"]
-    positive = notes.iloc[0].removeprefix("positive class ").rsplit(",", 1)[0] if len(notes) else ""
+    return notes.iloc[0].split(";")[0].removeprefix("positive class ").rsplit(",", 1)[0] if len(notes) else ""
+
+
+_SAID = re.compile(r"truth (.*?), predicted (.*?)(?:;|$)")
+
+
+def confusions(cases: pd.DataFrame) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Model -> (classes, (c, c) counts, a row a true class), summed over its seeds; from the notes of the rows ``correct``."""
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for row in cases[cases["metric"] == "correct"].itertuples():
+        found = _SAID.match(str(row.note))
+        if found:
+            pairs.setdefault(stem(str(row.model)), []).append((found[1], found[2]))
+    classes = sorted(
+        {name for found in pairs.values() for pair in found for name in pair}, key=lambda name: (name == "failed", name)
+    )
+    made = {}
+    for model, found in pairs.items():
+        table = np.zeros((len(classes), len(classes)), dtype=int)
+        for true, guess in found:
+            table[classes.index(true), classes.index(guess)] += 1
+        made[model] = classes, table
+    return made
+
+
+def _classification_figures(frame: pd.DataFrame, cases: pd.DataFrame) -> list[dict[str, Any]]:
+    made = []
+    tables = confusions(cases)
+    if tables:
+        said = "; ".join(
+            f"{model}: " + ", ".join(f"{names[i]} taken for {names[j]} {table[i, j]}" for i in range(len(names)) for j in range(len(names)) if table[i, j])
+            for model, (names, table) in tables.items()
+        )  # fmt: skip
+        made.append(
+            _figure(
+                "Confusion: a row a true class, all seeds together",
+                figures.confusion(tables),
+                f"Confusion matrices. {said}",
+                wide=len(tables) > 1,
+            )
+        )
+    rows = cases[cases["metric"] == "probability"]
+    positive = positive_class(frame)
     truth = rows["note"].str.removeprefix("truth ") == positive
     if truth.nunique() < 2:
-        return []
-    by_model = {str(m): (np.asarray(truth[g.index]), np.asarray(g["value"], dtype=float)) for m, g in rows.groupby("model")}
+        return made
+    by_model = {
+        str(m): (np.asarray(truth[g.index]), np.asarray(g["value"], dtype=float)) for m, g in rows.groupby("model", sort=False)
+    }
     return [
-        _figure(f"ROC, {positive} against the rest", figures.roc(by_model)),
-        _figure("Reliability: said against seen", figures.reliability(by_model)),
-        _figure("Risk against coverage, the surest first", figures.risk_coverage(by_model)),
-    ]
+        _figure(f"ROC, {positive} against the rest", figures.roc(by_model), f"ROC curves of {', '.join(by_model)} for {positive}"),
+        _figure("Reliability: said against seen", figures.reliability(by_model), f"Reliability diagram of {', '.join(by_model)}: observed share against predicted probability of {positive}"),
+        _figure("Risk against coverage, the surest first", figures.risk_coverage(by_model), f"Share of wrong answers of {', '.join(by_model)} when only the surest cases are answered"),
+        *made,
+    ]  # fmt: skip
 
 
-def _figure(title: str, source: str) -> dict[str, str]:
-    return {"title": title, "src": source}
+def _figure(title: str, source: str, alt: str = "", *, wide: bool = False) -> dict[str, Any]:
+    return {"title": title, "src": source, "alt": alt or title, "wide": wide}
 
 
 def _extremes(cases: pd.DataFrame, task: str) -> list[dict[str, Any]]:
-    """The three worst and three best cases of each model by the per-case metric."""
+    """The three worst and three best cases of each model by the per-case metric, the mean over its regions and seeds."""
     metric = PER_CASE.get(task)
     if metric is None or metric == "correct":
         return []
     made = []
-    for model, rows in cases[(cases["metric"] == metric) & cases["value"].notna()].groupby("model", sort=False):
+    found = cases[(cases["metric"] == metric) & cases["value"].notna() & ~cases["region"].str.contains(",")]
+    means = found.assign(model=found["model"].map(stem)).groupby(["model", "case"], sort=False)["value"].mean().reset_index()
+    for model, rows in means.groupby("model", sort=False):
         ordered = rows.sort_values("value", ascending=metric not in LOWER_IS_BETTER, kind="stable")
         if len(ordered) < 2:
             continue

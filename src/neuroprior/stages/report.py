@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,44 +23,64 @@ def report(
     title: str = "Neuroprior report",
     format: str = "html",
     viewers: bool = True,
+    protocol: str | None = None,
+    index: Path | None = None,
+    groups: str = "sex,age,site,scanner",
 ) -> Path:
-    """Write one offline page from any mix of runs, predictions and scores.
+    """Write one offline page from any mix of runs, predictions and scores; the scores of several models are also ranked.
 
     Args:
-        sources: run folders, predictions folders, and tables (.parquet) of scores, few-shot curves, stress tests, probes and audits.
-        out: folder of the report: the page, scores.csv, scores.parquet and the viewers of its cases.
+        sources: run folders, predictions folders, tables (.parquet) of scores, few-shot curves, stress tests, probes and audits, and folders
+            that hold such tables. Models whose names end in "seed 0", "seed 1" ... are ranked as one, over their seeds.
+        out: folder of the report: the page, its tables as CSV and Parquet, and the viewers of its cases.
         title: of the page.
         format: html (a page for people), md (for a repository or an issue) or json (for programs).
         viewers: also write a slice viewer for each shown case (html only; a few megabytes each).
+        protocol: challenge whose metrics and weights rank the models, such as fomo26; without it every task counts the same.
+        index: index of the scored subjects, to also show the scores by group.
+        groups: comma-separated columns of that index to group by.
 
     Returns:
         The page.
 
     Raises:
-        InputError: a source is not there or is none of these.
+        InputError: a source is not there or is none of these, or two tables name one model on the same cases.
+        ConfigError: an unknown format or protocol, or a protocol that the tasks do not fit.
     """
     import jinja2
     import pandas as pd
 
     from .. import __version__
+    from ..assessments.accuracy import EMPTY_RULES, printed_rule
     from ..core import artifacts
     from ..core.errors import ConfigError, InputError
+    from ..protocols import read as read_protocol
     from ..reporting import cases as case_part
     from ..reporting import figures
+    from ..reporting import groups as group_part
     from ..reporting import probes as probe_part
+    from ..reporting import ranking as rank_part
     from ..reporting import runs as run_part
     from ..reporting import scores as score_part
     from ..reporting import tables as table_part
 
     if format not in FORMATS:
         raise ConfigError(f"unknown --format {format!r}", expected=" or ".join(FORMATS))
+    rules_of = None if protocol is None else read_protocol(protocol)
     runs, folders, tables, probes, stressed, audits, curves = [], [], [], [], [], [], []
+    others: dict[str, pd.DataFrame] = {}
     rules: set[str] = set()
     references: dict[str, str] = {}
     dice: dict[tuple[str, str], float] = {}
-    for source in map(Path, sources):
+    for source in _expanded(sources):
         if source.suffix == ".parquet" and source.is_file():
             frame, note = _read_table(source)
+            if (
+                note["artifact"] == "audit"
+                or note.get("stage") == "fewshot"
+                or note.get("assessment") in ("disentanglement", "robustness")
+            ):
+                others[_unused(f"{source.parent.name}-{source.stem}", others)] = frame
             if note["artifact"] == "audit":
                 audits.append(table_part.audit(source, frame))
                 continue
@@ -74,8 +95,10 @@ def report(
                 shown_pictures = [{"title": p.stem, "src": figures.embed(p)} for p in pictures if p.is_file()]
                 stressed.append(score_part.robustness(frame, note, source.parent.name) | {"pictures": shown_pictures})
                 continue
-            tables.append(frame)
-            rules.add(str(note.get("rule")))
+            _distinct(source, frame, tables)
+            tables.append((source, frame))
+            if note.get("rule"):
+                rules.add(str(note["rule"]))
             references |= note.get("references") or {}
             dice |= _dice(frame, str(note.get("predictions")))
         elif (source / "events.jsonl").is_file():
@@ -85,32 +108,36 @@ def report(
         else:
             raise InputError(
                 "this is nothing a report is made from", file=source,
-                expected="a run folder, a predictions folder or a table (.parquet) of scores, curves, stress tests, probes or an audit", got="nothing there" if not source.exists() else None,
+                expected="a run folder, a predictions folder, or a table (.parquet) of scores, curves, stress tests, probes or an audit or a folder that holds some", got="nothing there" if not source.exists() else None,
             )  # fmt: skip
-    scores = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    scores = pd.concat([frame for _, frame in tables], ignore_index=True) if tables else pd.DataFrame()
+    ranking = rank_part.ranking(scores, rules_of) if len(scores) else None
+    if ranking:
+        logger.info("%s", ranking["sentence"])
+    columns = [name.strip() for name in groups.split(",") if name.strip()]
+    known = {} if index is None else group_part.of_cases(_columns(index, columns), columns)
+    forests = group_part.forests(scores, known) if len(scores) else []
     shown = []
     if format == "html":
         chosen = case_part.choose(folders, references, dice, MAX_CASES)
         shown = [case_part.show(item, out, number, viewers=viewers) for number, item in enumerate(_progress(chosen), start=1)]
-    lead = ", ".join(
-        part for part in (
-            f"{len(runs)} runs" if runs else "", f"{len(folders)} prediction sets" if folders else "",
-            f"{scores['case'].nunique() - 1} scored cases" if len(scores) else "", f"{len(probes)} tables of probes" if probes else "",
-            f"{len(stressed)} stress tests" if stressed else "",
-            f"{len(curves)} few-shot curves" if curves else "", f"{len(audits)} audits" if audits else "",
-        ) if part
-    )  # fmt: skip
+    counted = {
+        "run": len(runs), "prediction set": len(folders), "scored case": int((scores["case"].unique() != "all").sum()) if len(scores) else 0,
+        "table of probes": len(probes), "stress test": len(stressed), "few-shot curve": len(curves), "audit": len(audits),
+    }  # fmt: skip
+    lead = ", ".join(f"{n} {name if n == 1 else _plural(name)}" for name, n in counted.items() if n)
     content: dict[str, Any] = {
-        "title": title, "lead": lead, "tasks": score_part.tasks(scores) if len(scores) else [],
+        "title": title, "lead": lead, "ranking": ranking, "forests": forests, "tasks": score_part.tasks(scores) if len(scores) else [],
         "tables": score_part.conditions(scores) if len(scores) else [], "cases": shown, "runs": runs,
         "problems": [row for folder in folders for row in case_part.problems(folder)], "probes": probes, "stressed": stressed, "audits": audits, "curves": curves,
-        "rule": " and ".join(sorted(rules)) or "none", "resamples": 2000, "version": __version__, "downloads": [],
+        "rule": " and ".join(sorted(rules)) or "not stated", "rules": [line for rule in sorted(rules) if rule in EMPTY_RULES for line in printed_rule(rule).splitlines()],
+        "ledgers": run_part.ledgers(runs), "version": __version__, "downloads": [],
     }  # fmt: skip
-    if len(scores):
-        artifacts.write_text(out / "scores.csv", scores.to_csv(index=False))
-        with artifacts.atomic(out / "scores.parquet") as temporary:
-            scores.to_parquet(temporary, index=False)
-        content["downloads"] = ["scores.csv", "scores.parquet"]
+    for name, frame in (({"scores": scores} if len(scores) else {}) | others).items():
+        artifacts.write_text(out / f"{name}.csv", frame.to_csv(index=False))
+        with artifacts.atomic(out / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False)
+        content["downloads"] += [f"{name}.csv", f"{name}.parquet"]
     page = out / f"report.{format}"
     if format == "json":
         artifacts.write_json(page, _without_pictures(content))
@@ -122,6 +149,72 @@ def report(
     template = environment.from_string((templates / f"page.{format}.j2").read_text(encoding="utf-8"))
     artifacts.write_text(page, template.render(content))
     return page
+
+
+def _expanded(sources: Iterable[Path]) -> list[Path]:
+    """The sources with each folder of tables replaced by its tables, and a run of several seeds by its runs; every file once."""
+    from ..core.errors import ArtifactError
+
+    made: dict[Path, Path] = {}
+    for source in map(Path, sources):
+        found = [source]
+        if source.is_dir() and not (source / "events.jsonl").is_file() and not (source / "predictions.tsv").is_file():
+            found = []
+            for path in sorted(source.glob("*.parquet")):
+                try:
+                    _read_table(path)
+                except ArtifactError:
+                    continue  # an index beside the scores
+                found.append(path)
+            found = found or sorted(path.parent for path in source.glob("seed-*/events.jsonl"))
+        for path in found or [source]:
+            made.setdefault(path.resolve(), path)
+    return list(made.values())
+
+
+def _distinct(source: Path, frame: pd.DataFrame, tables: list[tuple[Path, pd.DataFrame]]) -> None:
+    """Two models of one name would be mixed up.
+
+    Raises:
+        InputError: a table before this one has rows of the same model, case, metric, region and condition.
+    """
+    from ..core.errors import InputError
+
+    key = ["model", "task", "target", "case", "metric", "region", "condition"]
+    mine = frame[~frame["model"].str.startswith("floor")][key].drop_duplicates()
+    for other, before in tables:
+        if not set(mine["model"]) & set(before["model"]):
+            continue
+        same = mine.merge(before[key].drop_duplicates(), on=key)
+        if len(same):
+            raise InputError(
+                f"two tables score a model named {same['model'].iloc[0]!r} on the same cases", file=source, got=f"also in {other}",
+                next_step="score one of them again with neuroprior evaluate --name (several seeds: --name 'NAME seed 0', 'NAME seed 1' ...)",
+            )  # fmt: skip
+
+
+def _plural(name: str) -> str:
+    return name.replace("table", "tables") if " of " in name else f"{name}s"
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    """A file name that is not taken yet."""
+    return next(found for found in (name, *(f"{name}-{k}" for k in range(2, 1000))) if found not in taken)
+
+
+def _columns(index: Path, columns: list[str]) -> dict[str, dict[str, Any]]:
+    """Case -> column -> value, as cases are called in score tables."""
+    from ..core.records import BAD
+    from ..data.index import read_index
+
+    made: dict[str, dict[str, Any]] = {}
+    for scan in read_index(index):
+        if scan.status != BAD:
+            known = made.setdefault(f"{scan.subject}/{scan.session}" if scan.session else scan.subject, dict.fromkeys(columns))
+            for column in columns:
+                if known[column] is None:
+                    known[column] = scan.value(column)
+    return made
 
 
 def _progress(items: list[Any]) -> Any:
