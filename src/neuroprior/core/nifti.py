@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from . import formats
 from .artifacts import atomic
 from .errors import InputError
 from .geometry import Grid, corner_distance_mm
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
 
 SUFFIXES = (".nii", ".nii.gz")
-"""What this module reads and writes."""
+"""What this module writes."""
+
+READABLE = (*SUFFIXES, *formats.SUFFIXES)
+"""What this module reads."""
 
 SILENT_VOXELS = 1e-3
 """Repairs that move no corner by more than this fraction of a voxel are rounding and are not told."""
@@ -73,8 +77,10 @@ def inspect_header(path: str | Path) -> Header:
         InputError: the file is missing, unreadable, cut short or no NIfTI; has other than three axes; or states a zero,
             negative or non-finite spacing or an affine without a place for its voxels.
     """
-    path = _checked(path)
+    path = _checked(path, reading=True)
     with _readable(path):
+        if formats.is_other(path):
+            return _judge_other(formats.inspect(path), path)
         with _open(path) as file:
             start = file.read(544)
         header = _parse(start, path)
@@ -87,7 +93,7 @@ def read_scan(path: str | Path, *, nonfinite: Literal["error", "zero"] = "error"
     """A scan's voxels, with the header's scaling applied, and what was repaired on the way.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``.
+        path: ``.nii``, ``.nii.gz``, or another format (:mod:`neuroprior.core.formats`).
         nonfinite: what to do with NaN and infinite voxels: refuse the file, or set them to 0 and tell.
 
     Returns:
@@ -96,9 +102,9 @@ def read_scan(path: str | Path, *, nonfinite: Literal["error", "zero"] = "error"
     Raises:
         InputError: as :func:`inspect_header`, and for voxels that are not finite.
     """
-    path = _checked(path)
-    facts, header, stored = _load(path)
-    voxels = _scaled(stored, header)
+    path = _checked(path, reading=True)
+    facts, (slope, intercept), stored = _load(path)
+    voxels = _scaled(stored, slope, intercept)
     notes = facts.notes
     bad = _count_nonfinite(voxels)
     if bad:
@@ -123,9 +129,8 @@ def read_labels(path: str | Path) -> tuple[Volume, tuple[str, ...]]:
     Raises:
         InputError: as :func:`inspect_header`, and for values further than 0.001 from a whole number (with a table).
     """
-    path = _checked(path)
-    facts, header, stored = _load(path)
-    slope, intercept = _scaling(header)
+    path = _checked(path, reading=True)
+    facts, (slope, intercept), stored = _load(path)
     if stored.dtype.kind in "iu" and slope == 1 and intercept == 0:
         return Volume(stored.astype(stored.dtype.newbyteorder("="), copy=False), facts.affine), facts.notes
     values = stored.astype(np.float64)
@@ -177,7 +182,8 @@ def write_like(
     """Write an array that lies on another file's grid, with that file's header.
 
     Shape (trailing axes of one included), pixdim, qform, sform, their codes and the units are the other file's, bit for
-    bit, even where they disagree with each other; data type, scaling and display range are the array's.
+    bit, even where they disagree with each other; data type, scaling and display range are the array's. Of a file that is no NIfTI
+    the affine is taken, as sform and qform.
 
     Args:
         path: ``.nii`` or ``.nii.gz``; appears whole or not at all.
@@ -190,7 +196,14 @@ def write_like(
         InputError: ``like`` cannot be read, or has another shape, or a value does not fit ``dtype``.
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    like = _checked(like)
+    like = _checked(like, reading=True)
+    if formats.is_other(like):
+        facts = inspect_header(like)
+        if array.shape != facts.shape:
+            raise InputError("the array does not lie on this file's grid", file=like, expected=f"shape {facts.shape}",
+                             got=f"shape {array.shape}", next_step="bring the array to the file's native grid first")  # fmt: skip
+        _write(Path(path), _as_stored(array, dtype, path), _fresh(Volume(array, facts.affine)), slope)
+        return
     with _readable(like), _open(like) as file:
         header = _parse(file.read(544), like)
     stored = tuple(int(n) for n in header.get_data_shape())
@@ -215,6 +228,11 @@ def write(path: str | Path, volume: Volume, *, dtype: np.typing.DTypeLike | None
         InputError: a value does not fit ``dtype``.
         ArtifactError: the disk is full or the folder cannot be written.
     """
+    _write(Path(path), _as_stored(volume.voxels, dtype, path), _fresh(volume))
+
+
+def _fresh(volume: Volume) -> Nifti1Header:
+    """A header in millimetres whose sform and qform both hold the volume's affine."""
     from nibabel.nifti1 import Nifti1Header
 
     header = Nifti1Header()
@@ -223,17 +241,19 @@ def write(path: str | Path, volume: Volume, *, dtype: np.typing.DTypeLike | None
     header.set_sform(volume.affine, code=1)
     header.set_qform(volume.affine, code=1)
     header.set_xyzt_units("mm")
-    _write(Path(path), _as_stored(volume.voxels, dtype, path), header)
+    return header
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def _checked(path: str | Path) -> Path:
+def _checked(path: str | Path, *, reading: bool = False) -> Path:
     path = Path(path)
-    if not path.name.lower().endswith(SUFFIXES):
-        raise InputError("this is no NIfTI file by its name", file=path, expected=" or ".join(SUFFIXES), got=path.suffix or "no suffix",
-                         next_step="convert it (DICOM: dcm2niix; .mgz: mri_convert)")  # fmt: skip
+    known = READABLE if reading else SUFFIXES
+    if not path.name.lower().endswith(known):
+        raise InputError("this is no volume by its name" if reading else "this is no NIfTI file by its name", file=path,
+                         expected=" or ".join(known), got=path.suffix or "no suffix",
+                         next_step="convert it (DICOM: neuroprior index FOLDER --reader dicom)")  # fmt: skip
     return path
 
 
@@ -293,9 +313,12 @@ def _parse(start: bytes, path: Path) -> Nifti1Header:
     return kind(start[:needed], check=False)
 
 
-def _load(path: Path) -> tuple[Header, Nifti1Header, np.ndarray]:
-    """The judged header, the raw header and the stored values (x, y, z), before scaling."""
+def _load(path: Path) -> tuple[Header, tuple[float, float], np.ndarray]:
+    """The judged header, slope and intercept, and the stored values (x, y, z), before scaling."""
     with _readable(path):
+        if formats.is_other(path):
+            facts = _judge_other(formats.inspect(path), path)
+            return facts, (1.0, 0.0), formats.load(path)[1]
         content = path.read_bytes()
         if path.name.lower().endswith(".gz"):
             content = gzip.decompress(content)
@@ -307,7 +330,7 @@ def _load(path: Path) -> tuple[Header, Nifti1Header, np.ndarray]:
     dtype = header.get_data_dtype()
     n_voxels = int(np.prod(facts.shape))
     flat = np.frombuffer(content, dtype=dtype, count=n_voxels, offset=_offset(header))
-    return facts, header, flat.reshape(facts.shape, order="F")
+    return facts, _scaling(header), flat.reshape(facts.shape, order="F")
 
 
 def _offset(header: Nifti1Header) -> int:
@@ -353,8 +376,7 @@ def _scaling(header: Nifti1Header) -> tuple[float, float]:
     return slope, intercept if np.isfinite(intercept) else 0.0
 
 
-def _scaled(stored: np.ndarray, header: Nifti1Header) -> np.ndarray:
-    slope, intercept = _scaling(header)
+def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if stored.dtype.kind == "f" and stored.dtype.itemsize > 4:
         with np.errstate(over="ignore"):
             return (stored * slope + intercept).astype(np.float32)
@@ -405,13 +427,33 @@ def _judge(header: Nifti1Header, path: Path) -> Header:
     return Header(shape, spacing_mm(affine), affine, orientation(affine), dtype.name, q, s, tuple(notes))
 
 
+def _judge_other(stated: formats.Facts, path: Path) -> Header:
+    """The facts in another format's header, with its affine repaired, or an InputError."""
+    shape = _three_axes(stated.shape, path)
+    if not _invertible(stated.affine):
+        raise InputError(
+            "the affine gives the voxels no place", file=path, expected="an invertible affine",
+            got=str(np.round(stated.affine, 4).tolist()), next_step="copy the geometry from the original scan",
+        )  # fmt: skip
+    notes = [] if stated.placed else ["the header states no place in the world; FreeSurfer's default orientation is taken"]
+    affine, shift = orthonormal(stated.affine, shape)
+    if shift <= SILENT_VOXELS * min(spacing_mm(affine)):
+        affine = stated.affine
+    else:
+        notes.append(f"the affine's axes were not orthogonal and were repaired, which moves a corner by up to {shift:.2f} mm")
+    return Header(shape, spacing_mm(affine), affine, orientation(affine), stated.dtype.name, 0, 1, tuple(notes))
+
+
 def _shape(header: Nifti1Header, path: Path) -> tuple[int, int, int]:
     n_axes = int(header["dim"][0])
     if not 1 <= n_axes <= 7:
         raise InputError(
             "the header is damaged", file=path, expected="1 to 7 axes", got=f"{n_axes} axes", next_step="convert it again"
         )
-    stored = tuple(int(n) for n in header["dim"][1 : n_axes + 1])
+    return _three_axes(tuple(int(n) for n in header["dim"][1 : n_axes + 1]), path)
+
+
+def _three_axes(stored: tuple[int, ...], path: Path) -> tuple[int, int, int]:
     if min(stored) < 1:
         raise InputError("the header is damaged", file=path, expected="positive axis lengths", got=f"shape {stored}",
                          next_step="convert it again")  # fmt: skip
