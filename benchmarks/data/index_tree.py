@@ -45,7 +45,9 @@ def make(root: Path, files: int, datasets: int) -> int:
     for d in range(datasets):
         dataset = root / f"ds{d:06d}"
         dataset.mkdir(parents=True)
-        (dataset / "dataset_description.json").write_text(json.dumps({"Name": f"simulated {d}", "BIDSVersion": "1.10.0", "License": "CC0"}))
+        (dataset / "dataset_description.json").write_text(
+            json.dumps({"Name": f"simulated {d}", "BIDSVersion": "1.10.0", "License": "CC0"})
+        )
         (dataset / "T1w.json").write_text(json.dumps({"MagneticFieldStrength": 3, "Manufacturer": "Nobody"}))
         rows = ["participant_id\tage\tsex\tgroup"]
         rows += [f"sub-{s:05d}\t{20 + (s * 7) % 60}\t{'FM'[s % 2]}\t{'control' if s % 3 else 'patient'}" for s in range(subjects)]
@@ -75,7 +77,9 @@ def run(root: Path, out: Path, *options: str) -> dict[str, float | str]:
         total = 0
         try:
             for process in [watched, *watched.children(recursive=True)]:
-                total += process.memory_full_info().pss if hasattr(process.memory_full_info(), "pss") else process.memory_info().rss
+                total += (
+                    process.memory_full_info().pss if hasattr(process.memory_full_info(), "pss") else process.memory_info().rss
+                )
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
         peak = max(peak, total)

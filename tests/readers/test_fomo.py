@@ -27,7 +27,9 @@ def small(tmp_path: Path) -> Path:
         put(root, name)
     put(root, "participants.tsv", "participant_id\tsession_id\tdataset\tage\tsex\tgroup\n"
         "sub_1\tses_1\tOASIS\t61\tF\tcontrol\nsub_1\tses_2\tOASIS\t63\tF\tcontrol\nsub_2\tses_1\tBraTS\tn/a\tn/a\tglioma\n")  # fmt: skip
-    put(root, "mapping.tsv", "participant_id\tdataset\toriginal_participant_id\nsub_1\tOASIS\tOAS1_0001\nsub_2\tBraTS\tDOE^JANE\n")
+    put(
+        root, "mapping.tsv", "participant_id\tdataset\toriginal_participant_id\nsub_1\tOASIS\tOAS1_0001\nsub_2\tBraTS\tDOE^JANE\n"
+    )
     return root
 
 

@@ -91,7 +91,9 @@ def test_it_goes_round(file: Path, tmp_path: Path, heads: Path) -> None:
 
 
 def test_masks_without_a_place_are_left_out_with_a_word(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text(json.dumps(collection(associated_masks={"anatomy_mask": "../a.nii.gz", "anonymization_mask": 3})))
+    (tmp_path / "c.json").write_text(
+        json.dumps(collection(associated_masks={"anatomy_mask": "../a.nii.gz", "anonymization_mask": 3}))
+    )
     scan = next(openmind.read(tmp_path / "c.json", variables={"openmind": "/data/om"}))
     assert (scan.status, dict(scan.labels)) == ("warning", {})
     assert "anatomy_mask left out" in scan.reasons[0]
@@ -107,7 +109,9 @@ def test_a_damaged_file_is_an_error_that_says_where(text: str, tmp_path: Path) -
         list(openmind.read(tmp_path / "c.json"))
 
 
-@pytest.mark.parametrize("value", [None, 5, "x", [], {"subjects": []}, {"subjects": {"s": None}}, {"subjects": {"s": {"sessions": {"1": {}}}}}])
+@pytest.mark.parametrize(
+    "value", [None, 5, "x", [], {"subjects": []}, {"subjects": {"s": None}}, {"subjects": {"s": {"sessions": {"1": {}}}}}]
+)
 def test_odd_values_give_no_scan_and_no_crash(value: Any, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"collection_name": "x", "datasets": {"a": value}}))
     assert list(openmind.read(tmp_path / "c.json")) == []

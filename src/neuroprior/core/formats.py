@@ -84,9 +84,7 @@ def _mgh_header(path: Path) -> tuple[Facts, int]:
         with _mgh_open(path) as file:
             start = file.read(284)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            "the file is cut short or damaged", file=path, expected="a whole gzip stream", got=str(error)
-        ) from None
+        raise InputError("the file is cut short or damaged", file=path, expected="a whole gzip stream", got=str(error)) from None
     if len(start) < 284:
         raise InputError("the file is cut short", file=path, expected="a header of 284 bytes", got=f"{len(start)} bytes")
     version, *sizes, code = (int(n) for n in np.frombuffer(start, ">i4", 6))
@@ -119,9 +117,7 @@ def _mgh(path: Path) -> tuple[Facts, np.ndarray]:
             file.seek(284)
             content = file.read(needed)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            "the file is cut short or damaged", file=path, expected="a whole gzip stream", got=str(error)
-        ) from None
+        raise InputError("the file is cut short or damaged", file=path, expected="a whole gzip stream", got=str(error)) from None
     if len(content) < needed:
         raise InputError("the file is cut short", file=path, expected=f"{needed} bytes of voxels", got=f"{len(content)} bytes")
     voxels = np.frombuffer(content, facts.dtype.newbyteorder(">")).reshape(facts.shape, order="F")

@@ -176,7 +176,9 @@ class _Table:
         self.datasets: dict[tuple[str, str], set[str]] = defaultdict(set)
         for row in _people.read_table(path) if path.is_file() else ():
             if not row.get("participant_id"):
-                raise InputError("a table has no participant_id", file=path, expected="participant_id", got=", ".join(map(str, row)))
+                raise InputError(
+                    "a table has no participant_id", file=path, expected="participant_id", got=", ".join(map(str, row))
+                )
             dataset = str(row.get("dataset") or "").strip("/")
             subject, session = _bare(row["participant_id"], _SUBJECT), _bare(row.get("session_id"), _SESSION)
             rows = self.rows[dataset, subject, session]

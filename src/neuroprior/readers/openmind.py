@@ -227,7 +227,9 @@ def write(
         for key, value in columns.items():
             level, _, rest = key.partition("_")
             (levels[level] if level in levels and rest else person)[rest if level in levels and rest else key] = value
-        dataset = datasets.setdefault(scan.dataset, {"dataset_index": scan.dataset, "dataset_info": None, "name": title, "subjects": {}})
+        dataset = datasets.setdefault(
+            scan.dataset, {"dataset_index": scan.dataset, "dataset_info": None, "name": title, "subjects": {}}
+        )
         if scan.licence:
             dataset["dataset_info"] = {"license": scan.licence}
         identifier = scan.subject.rsplit("/", 1)[-1]
