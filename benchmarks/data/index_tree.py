@@ -1,6 +1,6 @@
 """A simulated tree of tiny NIfTI files, indexed cold, unchanged, and with one file changed: seconds, rate and peak memory.
 
-``python benchmarks/data/index_tree.py --files 300000`` makes the tree in a temporary folder (a file is 90 bytes, but takes a block and an
+``python benchmarks/data/index_tree.py --files 300000`` makes the tree in a temporary folder (a file is 200 bytes, but takes a block and an
 inode), runs ``neuroprior index`` on it in processes of their own, writes a table, and removes the tree.
 """
 
@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,8 @@ import numpy as np
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 
 
-def header(seed: int) -> bytes:
-    """A whole NIfTI-1 file of 4 x 4 x 4 voxels of 40 mm, with voxels of its own."""
+def template() -> bytes:
+    """A whole NIfTI-1 file of 4 x 4 x 4 voxels of 40 mm."""
     from nibabel.nifti1 import Nifti1Header
 
     made = Nifti1Header()
@@ -33,14 +34,23 @@ def header(seed: int) -> bytes:
     made.set_sform(affine, code=1)
     made.set_qform(affine, code=1)
     made["vox_offset"] = 352
-    voxels = np.random.default_rng(seed).integers(0, 1000, 64, dtype=np.int16)
-    return bytes(made.structarr.tobytes()) + b"\0\0\0\0" + voxels.tobytes()
+    return bytes(made.structarr.tobytes()) + b"\0\0\0\0" + bytes(128)
+
+
+def one(whole: bytes, number: int) -> bytes:
+    """The file with a place and voxels of its own: no two are equal, in header or content."""
+    content = bytearray(whole)
+    shift = float(number % 100_003)
+    struct.pack_into("<f", content, 268, shift)  # qoffset_x
+    struct.pack_into("<f", content, 292, shift)  # srow_x[3]
+    struct.pack_into("<16q", content, 352, *range(number, number + 16))
+    return gzip.compress(bytes(content), compresslevel=1, mtime=0)
 
 
 def make(root: Path, files: int, datasets: int) -> int:
     """The tree: datasets of subjects of two sessions of three contrasts; returns how many files."""
     subjects = max(1, round(files / datasets / 2 / len(CONTRASTS)))
-    templates = [gzip.compress(header(n), compresslevel=1, mtime=0) for n in range(997)]
+    whole = template()
     made = 0
     for d in range(datasets):
         dataset = root / f"ds{d:06d}"
@@ -58,7 +68,7 @@ def make(root: Path, files: int, datasets: int) -> int:
                 os.makedirs(folder)
                 for contrast in CONTRASTS:
                     with open(f"{folder}/sub-{s:05d}_ses-{session}_{contrast}.nii.gz", "wb", buffering=0) as file:
-                        file.write(templates[made % len(templates)])
+                        file.write(one(whole, made))
                     made += 1
     return made
 

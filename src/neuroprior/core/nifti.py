@@ -7,6 +7,9 @@ departure from what the file says is returned as a note, so that an index row ca
 from __future__ import annotations
 
 import gzip
+import math
+import os
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,12 +84,112 @@ def inspect_header(path: str | Path) -> Header:
     with _readable(path):
         if formats.is_other(path):
             return _judge_other(formats.inspect(path), path)
-        with _open(path) as file:
-            start = file.read(544)
+        start, length = _start(path)
+        plain = _plain(start)
+        if plain is not None and plain[1] == length:
+            return plain[0]
         header = _parse(start, path)
         facts = _judge(header, path)
         _check_length(header, path)
     return facts
+
+
+def _start(path: Path) -> tuple[bytes, int]:
+    """The first 544 bytes, and the length that the file says it has (modulo 2^32 for gzip); one opening, no voxel read."""
+    if not path.name.lower().endswith(".gz"):
+        with open(path, "rb", buffering=0) as file:
+            return file.read(544), os.fstat(file.fileno()).st_size
+    with open(path, "rb", buffering=0) as file:
+        first = file.read(2048)
+        size = os.fstat(file.fileno()).st_size
+        if size > 2048:
+            file.seek(-4, 2)
+            tail = file.read(4)
+        else:
+            tail = first[-4:]
+    unpacker = zlib.decompressobj(wbits=31)
+    start = unpacker.decompress(first, 544)
+    if len(start) < 544 and not unpacker.eof and size > 2048:  # extra fields in the gzip header, or poor luck
+        with gzip.open(path, "rb") as file:
+            start = file.read(544)
+    elif len(start) < 544 and not unpacker.eof:
+        raise EOFError("the stream ends before its end mark")
+    return start, int.from_bytes(tail, "little")
+
+
+_PLAIN_TYPES = {2: ("uint8", 1), 4: ("int16", 2), 8: ("int32", 4), 16: ("float32", 4), 64: ("float64", 8), 256: ("int8", 1), 512: ("uint16", 2),
+                768: ("uint32", 4)}  # fmt: skip
+
+
+def _plain(start: bytes) -> tuple[Header, int] | None:
+    """The header of a NIfTI-1 file about which there is nothing to say, and the bytes that the file must have; None for any other.
+
+    It repeats what :func:`_judge` decides for such a header, in plain arithmetic, some twenty times faster.
+    """
+    if len(start) < 352 or start[344:348] != b"n+1\0":
+        return None
+    order = "<" if start[:4] == b"\x5c\x01\0\0" else ">" if start[:4] == b"\0\0\x01\x5c" else None
+    if order is None:
+        return None
+    dim = struct.unpack_from(f"{order}8h", start, 40)
+    (code,) = struct.unpack_from(f"{order}h", start, 70)
+    pixdim = struct.unpack_from(f"{order}8f", start, 76)
+    (offset,) = struct.unpack_from(f"{order}f", start, 108)
+    q, s = struct.unpack_from(f"{order}2h", start, 252)
+    *quatern, qx, qy, qz = struct.unpack_from(f"{order}6f", start, 256)
+    rows = struct.unpack_from(f"{order}12f", start, 280)
+    if not 3 <= dim[0] <= 7 or any(n != 1 for n in dim[4 : dim[0] + 1]) or min(dim[1:4]) < 2 or code not in _PLAIN_TYPES:
+        return None
+    if s <= 0 or start[123] & 7 not in (0, 2) or not 0 <= offset < 1 << 30:
+        return None
+    zooms = pixdim[1:4]
+    if not all(math.isfinite(number) for number in (*rows, *zooms)) or min(zooms) <= 0:
+        return None
+    columns = [(rows[i], rows[4 + i], rows[8 + i]) for i in range(3)]
+    spacing = [math.sqrt(x * x + y * y + z * z) for x, y, z in columns]
+    if min(spacing) <= 1e-6 or any(abs(told / zoom - 1) > 0.009 for told, zoom in zip(spacing, zooms)):
+        return None
+    unit = [tuple(number / length for number in column) for column, length in zip(columns, spacing)]
+    # so close to orthogonal that a repair could move no corner by a thousandth of a voxel
+    reach = SILENT_VOXELS * min(spacing) / max(n * mm for n, mm in zip(dim[1:4], spacing)) / 4
+    if any(abs(sum(a * b for a, b in zip(unit[i], unit[j]))) > reach for i, j in ((0, 1), (0, 2), (1, 2))):
+        return None
+    place = (rows[3], rows[7], rows[11])
+    if q > 0:
+        b, c, d = quatern
+        rest = 1.0 - (b * b + c * c + d * d)
+        if not math.isfinite(rest) or rest < -3e-7 or not all(math.isfinite(number) for number in (qx, qy, qz)):
+            return None
+        if 3e-7 < rest < 4.2e-7:  # nibabel takes what is below three times the float32 epsilon as 0
+            return None
+        a = math.sqrt(rest) if rest > 3e-7 else 0.0
+        face = -1.0 if pixdim[0] == -1.0 else 1.0
+        turned = (
+            (a * a + b * b - c * c - d * d, 2 * (b * c + a * d), 2 * (b * d - a * c)),
+            (2 * (b * c - a * d), a * a + c * c - b * b - d * d, 2 * (c * d + a * b)),
+            tuple(face * number for number in (2 * (b * d + a * c), 2 * (c * d - a * b), a * a + d * d - b * b - c * c)),
+        )
+        apart = max(abs(x - y) for x, y in zip(place, (qx, qy, qz)))
+        for column, direction, mm, n in zip(columns, turned, zooms, dim[1:4]):
+            apart += max(abs(x - y * mm) for x, y in zip(column, direction)) * n
+        if apart > DISAGREE_VOXELS * min(spacing) / 2:
+            return None
+    letters = ""
+    for column in unit:
+        axis = max(range(3), key=lambda k, column=column: abs(column[k]))
+        if abs(column[axis]) < 0.8:  # near a diagonal: which axis is nearest needs all three
+            return None
+        letters += "LR"[column[axis] > 0] if axis == 0 else "PA"[column[axis] > 0] if axis == 1 else "IS"[column[axis] > 0]
+    if len(set(letters.translate(_AXES))) < 3:
+        return None
+    affine = np.array([*rows, 0.0, 0.0, 0.0, 1.0]).reshape(4, 4)
+    name, itemsize = _PLAIN_TYPES[code]
+    needed = (int(offset) or 352) + dim[1] * dim[2] * dim[3] * itemsize
+    shape = (dim[1], dim[2], dim[3])
+    return Header(shape, (spacing[0], spacing[1], spacing[2]), affine, letters, name, q, s), needed
+
+
+_AXES = str.maketrans("LRPAIS", "xxyyzz")
 
 
 def read_scan(path: str | Path, *, nonfinite: Literal["error", "zero"] = "error") -> tuple[Volume, tuple[str, ...]]:
