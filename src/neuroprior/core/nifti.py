@@ -7,11 +7,12 @@ departure from what the file says is returned as a note, so that an index row ca
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,6 +280,104 @@ def check_voxels(volume: Volume) -> tuple[str, ...]:
     return tuple(problems)
 
 
+@dataclass(frozen=True)
+class Survey:
+    """A scan's intensities in numbers.
+
+    Attributes:
+        voxels: how many.
+        n_nan, n_infinite: how many are no numbers.
+        low, high: of the finite ones, with the header's scaling; NaN where there is none.
+    """
+
+    voxels: int
+    n_nan: int
+    n_infinite: int
+    low: float
+    high: float
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, in the words of :func:`check_voxels`."""
+        if self.n_nan or self.n_infinite:
+            return (f"{self.n_nan} NaN and {self.n_infinite} infinite voxels of {self.voxels}",)
+        return (f"the volume is constant: every voxel is {self.low:g}",) if self.low == self.high else ()
+
+
+def read_surveyed(path: str | Path) -> tuple[Volume, Survey]:
+    """A scan's voxels as :func:`read_scan` gives them, those that are no numbers set to 0, and its intensities in numbers."""
+    path = _checked(path, reading=True)
+    facts, (slope, intercept), stored = _load(path)
+    found = _count([stored.ravel(order="K")], slope, intercept)
+    voxels = _scaled(stored, slope, intercept)
+    if _count_nonfinite(voxels):
+        voxels = np.nan_to_num(voxels, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    return Volume(voxels, facts.affine), found
+
+
+def survey(path: str | Path, *, block: int = 1 << 24) -> Survey:
+    """A scan's intensities, read block by block: memory does not grow with the file.
+
+    Args:
+        path: any readable volume; other formats than NIfTI are read whole.
+        block: bytes read at a time.
+
+    Raises:
+        InputError: as :func:`inspect_header`, and for a stream that is damaged.
+    """
+    path = _checked(path, reading=True)
+    if formats.is_other(path):
+        _, scaling, stored = _load(path)
+        return _count([stored.ravel()], *scaling)
+    with _readable(path):
+        with _open(path) as file:
+            header = _parse(file.read(544), path)
+        _judge(header, path)
+        dtype, left = header.get_data_dtype(), math.prod(int(n) for n in header.get_data_shape())
+        needed, start, got = _length(header), _offset(header), 0
+
+        def blocks() -> Iterator[np.ndarray]:
+            nonlocal got
+            remaining = left
+            with _open(path) as file:
+                file.seek(start)
+                while remaining:
+                    wanted = min(remaining, max(1, block // dtype.itemsize)) * dtype.itemsize
+                    content = file.read(wanted)
+                    while len(content) < wanted and (more := file.read(wanted - len(content))):
+                        content += more
+                    got += len(content)
+                    if len(content) < wanted:
+                        raise _cut_short(path, needed, start + got)
+                    remaining -= wanted // dtype.itemsize
+                    yield np.frombuffer(content, dtype)
+                if path.name.lower().endswith(".gz"):
+                    file.read(1)  # the checksum is compared at the end of the stream
+
+        return _count(blocks(), *_scaling(header))
+
+
+def _count(blocks: Iterable[np.ndarray], slope: float, intercept: float) -> Survey:
+    total, n_nan, n_infinite, low, high = 0, 0, 0, math.inf, -math.inf
+    for stored in blocks:
+        total += stored.size
+        if stored.dtype.kind == "f":
+            least, most = float(stored.min()), float(stored.max())
+            if not (math.isfinite(least) and math.isfinite(most)):  # a NaN makes both NaN
+                good = np.isfinite(stored)
+                nans = int(np.count_nonzero(np.isnan(stored)))
+                n_nan += nans
+                n_infinite += stored.size - int(np.count_nonzero(good)) - nans
+                if not good.any():
+                    continue
+                least, most = float(stored[good].min()), float(stored[good].max())
+        else:
+            least, most = float(stored.min()), float(stored.max())
+        low, high = min(low, least), max(high, most)
+    ends = (low * slope + intercept, high * slope + intercept) if low <= high else (math.nan, math.nan)
+    return Survey(total, n_nan, n_infinite, min(ends), max(ends))
+
+
 def write_like(
     path: str | Path, array: np.ndarray, *, like: str | Path, dtype: np.typing.DTypeLike | None = None, slope: float = 1.0
 ) -> None:  # fmt: skip
@@ -423,11 +522,12 @@ def _load(path: Path) -> tuple[Header, tuple[float, float], np.ndarray]:
             facts = _judge_other(formats.inspect(path), path)
             return facts, (1.0, 0.0), formats.load(path)[1]
         content = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            content = gzip.decompress(content)
-    header = _parse(content[:544], path)
-    facts = _judge(header, path)
-    needed = _length(header)
+        packed = path.name.lower().endswith(".gz")
+        header = _parse(_unpack(content, 544) if packed else content[:544], path)
+        facts = _judge(header, path)
+        needed = _length(header)
+        if packed:
+            content = _unpack(content, needed)
     if len(content) < needed:
         raise _cut_short(path, needed, len(content))
     dtype = header.get_data_dtype()
@@ -436,13 +536,28 @@ def _load(path: Path) -> tuple[Header, tuple[float, float], np.ndarray]:
     return facts, _scaling(header), flat.reshape(facts.shape, order="F")
 
 
+def _unpack(content: bytes, most: int) -> bytes:
+    """At most so many bytes of a gzip stream: a file may promise more than its header needs. A stream that ends is checked whole."""
+    unpacker = zlib.decompressobj(wbits=31)
+    start = unpacker.decompress(content, max(most, 1))
+    if len(start) < most:
+        if not unpacker.eof:
+            raise EOFError("the stream ends before its end mark")
+        if unpacker.unused_data.strip(b"\0"):  # several members, as bgzip writes
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                return file.read(most)
+    elif not unpacker.eof and unpacker.unconsumed_tail:
+        unpacker.decompress(unpacker.unconsumed_tail, 1 << 16)  # to the end mark, where the checksum is compared
+    return start
+
+
 def _offset(header: Nifti1Header) -> int:
     return int(header["vox_offset"]) or (352 if int(header["sizeof_hdr"]) == 348 else 544)
 
 
 def _length(header: Nifti1Header) -> int:
     """Bytes that the uncompressed file must have."""
-    return _offset(header) + int(np.prod(header.get_data_shape(), dtype=np.int64)) * header.get_data_dtype().itemsize
+    return _offset(header) + math.prod(int(n) for n in header.get_data_shape()) * header.get_data_dtype().itemsize
 
 
 def _cut_short(path: Path, needed: int, got: int) -> InputError:
@@ -466,7 +581,7 @@ def _check_length(header: Nifti1Header, path: Path) -> None:
         return
     got = 0  # a longer file, several gzip members, or a stream that was cut: only reading it tells
     with gzip.open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
+        while got < needed and (chunk := file.read(1 << 22)):
             got += len(chunk)
     if got < needed:
         raise _cut_short(path, needed, got)

@@ -72,7 +72,9 @@ def walk(root: str | os.PathLike[str], tick: Callable[[int], None] | None = None
                     files.append(name)
                     try:
                         facts = entry.stat()
-                        lines.append(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n" if stat.S_ISREG(facts.st_mode) else f"{name}\0odd\n")
+                        lines.append(
+                            f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n" if stat.S_ISREG(facts.st_mode) else f"{name}\0odd\n"
+                        )
                     except OSError:
                         lines.append(f"{name}\0gone\n")
         except OSError as error:

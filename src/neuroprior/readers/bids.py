@@ -263,7 +263,9 @@ def _sort(tree: Tree, root: str, skip: tuple[str, ...] = ()) -> _Files:
                 found.sidecars[folder].append(Path(folder, name))
             elif "_from-" in name and "_xfm." in name:
                 found.transforms.append(Path(folder, name))
-        pending += [f"{folder}/{name}" for name in tree.folders.get(folder, ()) if name not in skip and not name.endswith(CONTAINERS)]
+        pending += [
+            f"{folder}/{name}" for name in tree.folders.get(folder, ()) if name not in skip and not name.endswith(CONTAINERS)
+        ]
     found.closed = [(Path(folder), reason) for folder, reason in tree.closed if f"{folder}/".startswith(f"{root}/")
                     and not set(Path(folder).relative_to(root).parts) & set(skip)]  # fmt: skip
     return found
@@ -612,7 +614,7 @@ def _orphans(rows: list[Scan], labels: list[_Label], dataset: str, licence: obje
                 subject=subject,
                 session=session,
                 contrast=contrasts.UNKNOWN,
-                contrast_raw=parse_name(label.path.name).suffix,
+                contrast_raw="",
                 path=str(label.path),
                 labels={label.name: str(label.path)},
                 licence=str(licence) if licence else None,
