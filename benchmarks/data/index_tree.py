@@ -65,7 +65,7 @@ def make(root: Path, files: int, datasets: int) -> int:
         for s in range(subjects):
             for session in ("01", "02"):
                 folder = dataset / f"sub-{s:05d}/ses-{session}/anat"
-                os.makedirs(folder)
+                folder.mkdir(parents=True)
                 for contrast in CONTRASTS:
                     with open(f"{folder}/sub-{s:05d}_ses-{session}_{contrast}.nii.gz", "wb", buffering=0) as file:
                         file.write(one(whole, made))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def test_it_goes_round(file: Path, tmp_path: Path, heads: Path) -> None:
         scan = back[row.path]
         fields = ("dataset", "subject", "session", "contrast", "age", "sex", "health", "licence")
         assert [getattr(scan, name) for name in fields] == [getattr(row, name) for name in fields]
-        assert os.path.isfile(scan.path)
+        assert Path(scan.path).is_file()
 
 
 def test_masks_without_a_place_are_left_out_with_a_word(tmp_path: Path) -> None:

@@ -346,8 +346,8 @@ def _whole(path: str) -> str | None:
     """The hash of a file's content, unpacked where it is packed."""
     digest = hashlib.sha256()
     try:
-        opened: Any = gzip.open(path, "rb") if path.lower().endswith((".gz", ".mgz")) else open(path, "rb")
-        with opened as file:
+        with open(path, "rb") as raw:
+            file: Any = gzip.GzipFile(fileobj=raw) if path.lower().endswith((".gz", ".mgz")) else raw
             while block := file.read(1 << 22):
                 digest.update(block)
     except (OSError, EOFError, zlib.error):

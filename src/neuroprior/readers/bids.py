@@ -158,6 +158,10 @@ def read(
     people = _participants(root, tell)
     licence = _people.read_description(root / DESCRIPTION, tell).get("License")
     labels, transforms = _labels(root, files, dataset, tree, tell)
+    nobodys = sum(not label.subject for label in labels)
+    if nobodys:  # a template's or an atlas' own
+        tell(f"{dataset}: {nobodys} label map(s) or mask(s) belong to no subject and are left out")
+        labels = [label for label in labels if label.subject]
     tables = _Tables(tree)
     sidecars = _Sidecars(root, files.sidecars, tell)
     seen_subjects: set[str] = set()

@@ -20,6 +20,8 @@ BATCH = {"header": 512, "voxels": 8}
 """Scans that a worker takes at a time."""
 FEW = {"header": 400, "voxels": 20}
 """Fewer scans than this are read without workers: starting them takes longer."""
+TOLD_EVERY_S = 30.0
+"""How often progress is told where there is no terminal."""
 KEPT_EVERY_S = 20.0
 """How often what is done is put beside the index, so that a killed run goes on from there."""
 
@@ -261,9 +263,10 @@ class _Piece:
 
 
 class _Line:
-    """The progress line: what is done, how fast, how long still. Nothing is drawn where nobody looks."""
+    """The progress on the error stream: a line with counts, rate and time left on a terminal, a log message now and then elsewhere."""
 
     def __init__(self) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
         from rich.text import Text
 
@@ -271,12 +274,13 @@ class _Line:
             def render(self, task: Any) -> Text:
                 return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
-        )
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self.walking = self.progress.add_task("listing files", total=None)
         self.reading = self.progress.add_task("reading scans", total=0, visible=False)
-        self.total = 0
+        self.total, self.files, self.scans = 0, 0, 0
+        self.started = self.told = time.monotonic()
 
     def __enter__(self) -> _Line:
         self.progress.start()
@@ -285,18 +289,30 @@ class _Line:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if not self.progress.disable or now - self.told < TOLD_EVERY_S:
+            return
+        self.told = now
+        rate = self.scans / (now - self.started)
+        logger.info("%d files listed, %d of %d known scans read (%.0f/s)", self.files, self.scans, self.total, rate)
+
     def listed(self, count: int) -> None:
         """So many files more were seen."""
+        self.files += count
         self.progress.advance(self.walking, count)
+        self._tell()
 
     def expect(self, count: int) -> None:
         """So many scans more will be read."""
         self.total += count
-        self.progress.update(self.reading, total=self.total, visible=True)
+        self.progress.update(self.reading, total=self.total, visible=self.total > 0)
 
     def read(self, count: int) -> None:
         """So many scans more were read."""
+        self.scans += count
         self.progress.advance(self.reading, count)
+        self._tell()
 
 
 class _Pool:
