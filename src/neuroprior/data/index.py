@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -215,6 +216,8 @@ def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
     status = scan.status
     try:
         facts = os.stat(scan.path)
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
+            raise InputError("this is no regular file", file=scan.path, expected="a file", got=stat.filemode(facts.st_mode))
         header = nifti.inspect_header(scan.path)
     except (InputError, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, InputError) else _unreadable(scan.path, error)

@@ -13,6 +13,8 @@ from ..core.records import Scan
 
 LONGEST = 2000
 """Characters of a condition; longer ones are refused before they are parsed."""
+DEEPEST = 60
+"""Levels of brackets and nots."""
 FROM_FILES = frozenset({"shape", "spacing_mm", "affine", "orientation", "dtype", "size_bytes", "mtime_ns", "status", "reasons", "split", "checks"})  # fmt: skip
 """Fields that a row gets when its file is read."""
 
@@ -73,11 +75,13 @@ def parse(text: str) -> Condition:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConfigError(f"cannot read the condition {text!r}", expected=_EXPECTED, got=type(error).__name__) from None
+    level: list[ast.AST] = [tree.body]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        raise ConfigError(f"cannot read the condition {text!r}", expected="fewer brackets")
     names: set[str] = set()
-    try:
-        test = _condition(tree.body, names, text)
-    except RecursionError:
-        raise ConfigError(f"cannot read the condition {text!r}", expected="fewer brackets") from None
+    test = _condition(tree.body, names, text)
     return Condition(text, frozenset(names), lambda scan: bool(test(scan)))
 
 
