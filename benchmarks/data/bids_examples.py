@@ -75,7 +75,9 @@ def main() -> None:
                 differing.append((root.name, theirs, mine, error))
             totals += Counter(dict(zip(("subjects", "sessions", "images"), mine))) + Counter(status)
             if mine != (0, 0, 0) or theirs != (0, 0, 0):
-                print(f"| {root.name} | {mine[0]} | {mine[1]} | {mine[2]} | {status['ok']} / {status['warning']} / {status['bad']} |")
+                print(
+                    f"| {root.name} | {mine[0]} | {mine[1]} | {mine[2]} | {status['ok']} / {status['warning']} / {status['bad']} |"
+                )
     print(f"\n{datasets} datasets; {dict(totals)}; without an index: {dict(empty)}")
     print("differing from the walk:", differing or "none")
 

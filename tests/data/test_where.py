@@ -14,8 +14,22 @@ from neuroprior.data.where import parse
 
 
 def row(**values: Any) -> Scan:
-    given = {"scan": "d/s", "dataset": "d", "subject": "d/sub-1", "session": "", "contrast": "FLAIR", "contrast_raw": "FLAIR", "path": "/x"}
-    return Scan(**(given | {"age": 61.0, "sex": "F", "licence": "CC0", "columns": {"EDSS": 2.5, "EDSS score": 3, "site code": "A"}} | values))
+    given = {
+        "scan": "d/s",
+        "dataset": "d",
+        "subject": "d/sub-1",
+        "session": "",
+        "contrast": "FLAIR",
+        "contrast_raw": "FLAIR",
+        "path": "/x",
+    }
+    return Scan(
+        **(
+            given
+            | {"age": 61.0, "sex": "F", "licence": "CC0", "columns": {"EDSS": 2.5, "EDSS score": 3, "site code": "A"}}
+            | values
+        )
+    )
 
 
 @pytest.mark.parametrize(("text", "holds"), [

@@ -26,7 +26,9 @@ from neuroprior.stages.index import index
 Make = Callable[..., Path]
 
 
-def scan(path: Path, seed: int = 0, *, change: Callable[[np.ndarray], Any] | None = None, affine: np.ndarray | None = None) -> Path:
+def scan(
+    path: Path, seed: int = 0, *, change: Callable[[np.ndarray], Any] | None = None, affine: np.ndarray | None = None
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     voxels = np.random.default_rng(seed).normal(100, 20, (12, 12, 12)).astype(np.float32)
     if change is not None:
@@ -250,7 +252,11 @@ def test_a_worker_that_dies_takes_only_its_scan_along(made: Path, tmp_path: Path
 
 @pytest.mark.parametrize("checks", ["header", "voxels"])
 def test_pipes_and_links_into_nothing_are_told(made: Path, tmp_path: Path, checks: str) -> None:
-    for path in (made / "one/sub-1/anat/sub-1_T1w.nii.gz", made / "one/sub-2/anat/sub-2_T1w.nii.gz", made / "one/sub-3/anat/sub-3_T1w.nii.gz"):
+    for path in (
+        made / "one/sub-1/anat/sub-1_T1w.nii.gz",
+        made / "one/sub-2/anat/sub-2_T1w.nii.gz",
+        made / "one/sub-3/anat/sub-3_T1w.nii.gz",
+    ):
         path.unlink()
     os.mkfifo(made / "one/sub-1/anat/sub-1_T1w.nii.gz")
     (made / "one/sub-2/anat/sub-2_T1w.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
@@ -320,4 +326,6 @@ def test_the_way_to_nnssl_and_back(made: Path, tmp_path: Path) -> None:
     assert "$here/one/sub-0" in (tmp_path / "p.json").read_text()
     index([tmp_path / "p.json"], tmp_path / "again.parquet", variable=[f"here={made}"], workers=1)
     ours, again = read_index(tmp_path / "i.parquet"), read_index(tmp_path / "again.parquet")
-    assert {(s.path, s.subject, s.contrast, s.age, s.split) for s in ours} == {(s.path, s.subject, s.contrast, s.age, s.split) for s in again}
+    assert {(s.path, s.subject, s.contrast, s.age, s.split) for s in ours} == {
+        (s.path, s.subject, s.contrast, s.age, s.split) for s in again
+    }

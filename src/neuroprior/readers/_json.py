@@ -9,9 +9,6 @@ from typing import Any
 
 from ..core.errors import InputError
 
-LARGE_SIDECAR = 64 << 20
-"""A JSON file beside a scan above this many bytes is none that a converter wrote; it is told of and left out."""
-
 _SPACE = " \t\n\r"
 _decoder = json.JSONDecoder()
 

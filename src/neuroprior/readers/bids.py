@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -150,12 +151,15 @@ def read(
     if not root.is_dir():
         raise InputError("there is no such folder", file=root)
     dataset = name or dataset_name(root)
+    tell = _people.once(tell)
     tree = tree or walk(root)
     files = _sort(tree, str(root), skip=LEFT_OUT_FOLDERS)
     for datatype, count in sorted(files.elsewhere.items()):
         tell(f"{dataset}: {count} file(s) in {datatype}/ folders are not structural MRI and are left out")
 
     people = _participants(root, tell)
+    second = _second_tables(tree, root, people)
+    defaced = _defaced(files, root)
     licence = _people.read_description(root / DESCRIPTION, tell).get("License")
     labels, transforms = _labels(root, files, dataset, tree, tell)
     nobodys = sum(not label.subject for label in labels)
@@ -180,6 +184,8 @@ def read(
             continue
         seen_subjects.add(subject)
         contrast, raw, problem = _contrast(parsed, contrast_map or {})
+        notes = _doubts(path, parsed, root)
+        notes += second.get(subject, [])
         sidecar = sidecars.of(path, parsed)
         found = _metadata(root, subject, session, path, people, tables, tell)
         columns = found.pop("columns")
@@ -196,8 +202,9 @@ def read(
                 site=found.pop("site", None) or _text(sidecar.get("InstitutionName")),
                 scanner=found.pop("scanner", None) or _scanner(sidecar),
                 columns=columns,
-                status=BAD if problem else OK,
-                reasons=(problem,) if problem else (),
+                status=BAD if problem else WARNING if notes else OK,
+                reasons=(*([problem] if problem else []), *notes),
+                checks={"faces": DEFACED} if (subject, session, parsed.suffix) in defaced else {},
                 **found,
             )
         )
@@ -286,10 +293,62 @@ def _split_extension(filename: str) -> tuple[str, str]:
 def _who(relative: Path, parsed: Name) -> tuple[str, str]:
     """Subject and session of a file, without their prefixes: from its name, else from the folders it lies in."""
     folders = dict(part.split("-", 1) for part in relative.parts[:-1] if part.startswith(("sub-", "ses-")))
-    return (
-        parsed.entities.get("sub", folders.get("sub", "")),
-        parsed.entities.get("ses", folders.get("ses", "")),
-    )
+    subject, session = (parsed.entities.get(key, folders.get(key, "")) for key in ("sub", "ses"))
+    if not (
+        subject.isascii() and session.isascii()
+    ):  # one letter has two spellings in Unicode, and file systems differ in which they keep
+        subject, session = unicodedata.normalize("NFC", subject), unicodedata.normalize("NFC", session)
+    return subject, session
+
+
+DEFACED = "none: the dataset holds the defacing mask of this scan"
+"""What ``check_faces`` says of a scan whose defacing mask lies beside it."""
+
+
+def _defaced(files: _Files, root: Path) -> set[tuple[str, str, str]]:
+    """(subject, session, suffix) of the scans whose defacing masks are there."""
+    found = set()
+    for path in files.images:
+        name = parse_name(path.name)
+        if name.suffix == "defacemask":
+            found.add((*_who(path.relative_to(root), name), name.entities.get("mod", "T1w")))
+    return found
+
+
+def _doubts(path: Path, parsed: Name, root: Path) -> list[str]:
+    """What is odd about a file's name: an entity that comes twice, or folders that name another subject or session."""
+    stem, _ = _split_extension(path.name)
+    keys = Counter(pair.split("-", 1)[0] for pair in stem.split("_") if "-" in pair)
+    notes = [f"the name gives {key}- {count} times; the last one is used" for key, count in keys.items() if count > 1]
+    for key in ("sub", "ses"):
+        told = [part.partition("-")[2] for part in path.relative_to(root).parts[:-1] if part.startswith(f"{key}-")]
+        if told and key in parsed.entities and parsed.entities[key] != told[-1]:
+            notes.append(f"the name says {key}-{parsed.entities[key]}, the folder {key}-{told[-1]}; the name is used")
+    return notes
+
+
+def _second_tables(tree: Tree, root: Path, people: _Participants) -> dict[str, list[str]]:
+    """Subject -> where a derivative's participants table disagrees with the dataset's about age or sex."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in tree.folders.get(f"{root}/derivatives", ()) if people.present else ():
+        path = f"{root}/derivatives/{name}/participants.tsv"
+        if not tree.has(path):
+            continue
+        try:
+            rows = _people.read_table(Path(path))
+        except InputError:
+            logger.warning("%s cannot be read and is not compared", path)
+            continue
+        for row in rows:
+            subject = _bare(row.get("participant_id"), "sub-")
+            first = people.rows.get(subject, {})
+            for field_name in ("age", "sex"):
+                ours, theirs = (_people.value(table.get(field_name)) for table in (first, row))
+                if ours is not None and theirs is not None and str(ours).casefold() != str(theirs).casefold():
+                    found[subject].append(
+                        f"participants.tsv says {field_name} {ours}, that of derivatives/{name} {theirs}; the first is used"
+                    )
+    return {subject: list(dict.fromkeys(notes)) for subject, notes in found.items()}
 
 
 def _closed(root: Path, dataset: str, folder: Path, reason: str) -> Scan:
@@ -384,7 +443,7 @@ class _Participants:
 
 
 def _bare(identifier: object, prefix: str) -> str:
-    return str(identifier or "").strip().removeprefix(prefix)
+    return unicodedata.normalize("NFC", str(identifier or "").strip().removeprefix(prefix))
 
 
 def _participants(root: Path, tell: Tell) -> _Participants:
@@ -426,7 +485,7 @@ def _participants(root: Path, tell: Tell) -> _Participants:
         splits = {visit.get("split") for (who, _), visit in visits.items() if who == subject}
         if len(splits) > 1:
             raise LeakageError(f"sub-{subject} stands in more than one split", file=path, got=splits)
-    dictionary = _people.read_description(path.with_suffix(".json"), tell)
+    dictionary = _people.distrusted(table, _people.read_description(path.with_suffix(".json"), tell), tell)
     return _Participants(True, rows, visits, dictionary)
 
 

@@ -24,6 +24,7 @@ from ..core import artifacts, contrasts
 from ..core.errors import InputError
 from ..core.records import BAD, OK, Scan
 from . import _people
+from ._people import once
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,9 @@ def read(
         raise InputError("there is no such folder", file=root)
     collection = name or root.name
     people, sources, info = (_Table(root / table, tell) for table in TABLES)
+    tell = once(tell)
     dictionary = _people.read_description(root / "participants.json", tell)
+    dictionary = _people.distrusted((row for rows in people.rows.values() for row in rows), dictionary, tell)
     licence = _people.read_description(root / "dataset_description.json", tell).get("License")
     seen: set[tuple[str, str, str]] = set()
     for folder, dataset, subject, session, path in _walk(root):

@@ -76,6 +76,7 @@ def read(
     path = _file(Path(os.path.abspath(root)))
     if path is None:
         raise InputError("there is no collection here", file=root, expected=f"a .json file, or a folder with {NAME}")
+    tell = _people.once(tell)
     text = Text(path)
     seen: dict[str, int] = {}
     collection, found = "", False
@@ -175,6 +176,7 @@ def _scan(
         scan=scan if count == 1 else f"{scan}-{count}", dataset=dataset, subject=f"{dataset}/sub-{subject}",
         session=f"ses-{session}" if session else "", contrast=contrast or contrasts.UNKNOWN, contrast_raw=raw, path=path, labels=labels,
         licence=licence, columns={**columns, **{key: value for key, value in own.items() if value is not None}},
+        checks={"faces": "none: the collection holds its anonymisation mask"} if "anonymization_mask" in labels else {},
         status=BAD if problems else WARNING if notes else OK, reasons=(*problems, *notes), scanner=_scanner(details), **known,
     )  # fmt: skip
 

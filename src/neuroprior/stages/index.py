@@ -20,6 +20,8 @@ BATCH = {"header": 512, "voxels": 8}
 """Scans that a worker takes at a time."""
 FEW = {"header": 400, "voxels": 20}
 """Fewer scans than this are read without workers: starting them takes longer."""
+NO_PERSON = ("image_name", "dataset_name")
+"""Columns of readers of ours that are called a name and name no person."""
 TOLD_EVERY_S = 30.0
 """How often progress is told where there is no terminal."""
 KEPT_EVERY_S = 20.0
@@ -148,6 +150,10 @@ def index(
         raise ConfigError(f"unknown --checks {checks!r}", expected="voxels or header")
     fractions = tables.parse_split(split)
     policies = tables.parse_policies(policy or [])
+    if policies["faces"] != "keep" and checks != "voxels":
+        raise ConfigError(
+            "faces are seen in the voxels only", expected="--checks voxels with --policy faces=skip", got=f"--checks {checks}"
+        )
     condition = conditions.parse(where) if where else None
     mapping = {str(k): canonical(str(v)) for k, v in read_yaml(contrast_map).items()} if contrast_map else {}
     given = _given(split_file) if split_file else {}
@@ -526,7 +532,7 @@ def _one(source: _Source, options: _Options, earlier: _Earlier, pool: _Pool, lin
             status=BAD, reasons=(f"the dataset cannot be read: {error.reason}",),
         )]  # fmt: skip
     logger.info("%s: %d scans (%s: %s)", source.root, len(found), reader, source.why)
-    found = _licensed(_named_once(found), options.licence)
+    found = _licensed(_named_once(_nameless(found, source.root)), options.licence)
     columns = frozenset({name for scan in found for name in scan.columns})
     condition, left_out = options.condition, 0
     if condition is not None and not condition.needs_files:
@@ -594,26 +600,44 @@ def _kept(rows: pa.Table, tree: Any) -> pa.Table | None:
 
 
 def _named_once(scans: list[Any]) -> list[Any]:
-    """Scans whose names differ; a name that comes again (``.nii`` beside ``.nii.gz``, names that differ by case) gets a number and a reason."""
+    """Scans whose names differ: one that comes again (``.nii`` beside ``.nii.gz``) gets a number and is bad; names that differ by case are told."""
     from dataclasses import replace
 
-    from ..core.records import BAD
+    from ..core.records import BAD, OK, WARNING
 
     seen: dict[str, str] = {}
+    folded: Counter[str] = Counter(name.casefold() for name in {scan.scan for scan in scans})
     out = []
     for scan in scans:
-        key = scan.scan.casefold()
-        if key not in seen:
-            seen[key] = scan.path
+        if folded[scan.scan.casefold()] > 1:
+            reason = "another scan's name differs by case only: on some file systems the two are one file"
+            scan = replace(scan, status=WARNING if scan.status == OK else scan.status, reasons=(*scan.reasons, reason))
+        if scan.scan not in seen:
+            seen[scan.scan] = scan.path
             out.append(scan)
             continue
         number = 2
-        while f"{key}.{number}" in seen:
+        while f"{scan.scan}.{number}" in seen:
             number += 1
-        seen[f"{key}.{number}"] = scan.path
-        reason = f"another file gives a scan of the same name ({Path(seen[key]).name}): rename one"
+        seen[f"{scan.scan}.{number}"] = scan.path
+        reason = f"another file gives a scan of the same name ({Path(seen[scan.scan]).name}): rename one"
         out.append(replace(scan, scan=f"{scan.scan}.{number}", status=BAD, reasons=(*scan.reasons, reason)))
     return out
+
+
+def _nameless(scans: list[Any], root: Path) -> list[Any]:
+    """The scans without columns that say who somebody is, whatever reader they come from."""
+    from dataclasses import replace
+
+    from ..readers._people import identifying
+
+    telling = sorted(
+        name for name in {name for scan in scans for name in scan.columns} if identifying(name) and name not in NO_PERSON
+    )
+    if not telling:
+        return scans
+    logger.info("%s: the columns %s may say who somebody is; they are left out", root, ", ".join(telling))
+    return [replace(scan, columns={name: cell for name, cell in scan.columns.items() if name not in telling}) for scan in scans]
 
 
 def _licensed(scans: list[Any], licences: dict[str, str]) -> list[Any]:
