@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -56,10 +57,8 @@ def test_what_is_refused(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60) | st.text("()[]'\"=<>!andornotis None.age_contrast0129,", max_size=60))
 def test_any_text_is_a_condition_or_an_error_of_ours(text: str) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         assert parse(text).test(row()) in (True, False)
-    except ConfigError:
-        pass
 
 
 def test_unknown_names_are_told_with_the_nearest() -> None:

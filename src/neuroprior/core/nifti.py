@@ -634,6 +634,10 @@ def _judge(header: Nifti1Header, path: Path) -> Header:
             next_step="convert colour or complex images to one real channel",
         )  # fmt: skip
     shape = _shape(header, path)
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < 1 << 40:
+        raise InputError("the header is damaged", file=path, expected="the place of the voxels in the file", got=f"vox_offset {offset:g}",
+                         next_step="convert it again")  # fmt: skip
     zooms = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(zooms).all() and (zooms > 0).all()):
         raise InputError(
