@@ -121,8 +121,8 @@ def test_names_in_any_letters(tmp_path: Path) -> None:
     (row,) = read_index(tmp_path / "i.parquet")
     assert (row.age, row.status, row.subject) == (33.0, "ok", f"données 数据/sub-{composed}")
     # a name that is no UTF-8 at all
+    (root / "sub-02/anat").mkdir(parents=True)
     broken = os.fsencode(root / "sub-02/anat") + b"/sub-02_\xff_T1w.nii.gz"
-    os.makedirs(os.path.dirname(broken))
     with open(broken, "wb") as file:
         file.write((root / name).read_bytes())
     index([root], tmp_path / "i.parquet", workers=1)

@@ -288,6 +288,7 @@ class Survey:
         voxels: how many.
         n_nan, n_infinite: how many are no numbers.
         low, high: of the finite ones, with the header's scaling; NaN where there is none.
+        scaled: whether the file stores other numbers than these.
     """
 
     voxels: int
@@ -295,6 +296,7 @@ class Survey:
     n_infinite: int
     low: float
     high: float
+    scaled: bool = False
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -375,7 +377,7 @@ def _count(blocks: Iterable[np.ndarray], slope: float, intercept: float) -> Surv
             least, most = float(stored.min()), float(stored.max())
         low, high = min(low, least), max(high, most)
     ends = (low * slope + intercept, high * slope + intercept) if low <= high else (math.nan, math.nan)
-    return Survey(total, n_nan, n_infinite, min(ends), max(ends))
+    return Survey(total, n_nan, n_infinite, min(ends), max(ends), (slope, intercept) != (1.0, 0.0))
 
 
 def write_like(

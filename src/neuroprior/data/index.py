@@ -39,6 +39,8 @@ LABEL_OVERLAP = 0.3
 """A label of which less than this share lies in the scan's field of view does not belong to it."""
 SPACING_MM = (0.05, 60.0)
 """Voxels shorter or longer than this are no brain scan's."""
+BRAIN_LITRES = (0.3, 2.2)
+"""What a brain mask may hold, from a newborn's brain to a large head's with the fluid around it."""
 LARGE_VOXELS = 1 << 29
 """Volumes of more voxels are read in blocks, to know their intensities alone."""
 EXTENT_MM = (20.0, 1000.0)
@@ -223,7 +225,8 @@ def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
         reason = error.reason if isinstance(error, InputError) else _unreadable(scan.path, error)
         return replace(scan, status=BAD, reasons=(*reasons, reason), checks={**checks, "geometry": reason})
     odd = [*header.notes, *_implausible(header)]
-    checks["geometry"] = "; ".join(odd) or "ok"
+    remark = "; the qform places it, the sform is not set" if header.sform_code <= 0 < header.qform_code else ""
+    checks["geometry"] = "; ".join(odd) or f"ok{remark}"
     reasons += odd
     if odd and status == OK:
         status = WARNING
@@ -240,7 +243,9 @@ def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
                 f"the volume has {math.prod(header.shape) / 1e6:.0f} million voxels: its face and labels were not looked at"
             )
         problems = list(found.problems)
-        checks["intensity"] = "; ".join(problems) or "ok"
+        remark = f"; values below zero, down to {found.low:.4g}" if found.low < 0 else ""
+        remark += f"; stored as {header.dtype} with a scale" if found.scaled else ""
+        checks["intensity"] = "; ".join(problems) or f"ok{remark}"
         if problems and policies["intensity"] == "fix" and found.low < found.high:
             checks["intensity"] = f"fixed: {checks['intensity']}"
             reasons.append(f"{problems[0]}: they become 0 when the scan is prepared")
@@ -250,8 +255,8 @@ def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
             status = BAD
         if volume is not None and status != BAD:
             status = _check_face(scan, volume, checks, reasons, status, policies["faces"])
-            broken = _check_labels(volume, labels, reasons)
-            if scan.labels:
+            broken = _check_labels(volume, labels, reasons) + _check_mask(scan.brain_mask, reasons)
+            if scan.labels or scan.brain_mask:
                 checks["label"] = "; ".join(broken) or "ok"
             if broken:
                 status = BAD if policies["label"] == "skip" else WARNING if status == OK else status
@@ -304,6 +309,23 @@ def _check_labels(volume: Volume, labels: dict[str, str], reasons: list[str]) ->
     return broken
 
 
+def _check_mask(path: str | None, reasons: list[str]) -> list[str]:
+    """What is odd about a brain mask: it cannot be read, or it holds more or less than any brain."""
+    if path is None:
+        return []
+    try:
+        mask, _ = nifti.read_labels(path)
+    except InputError as error:
+        said = f"brain mask: {error.reason}"
+    else:
+        litres = float(np.count_nonzero(mask.voxels)) * float(np.prod(mask.spacing_mm)) / 1e6
+        if BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
+            return []
+        said = f"brain mask: it holds {litres:.2f} litres, which is no brain"
+    reasons.append(said)
+    return [said]
+
+
 def _check_label(image: np.ndarray, grid: object, path: Path) -> tuple[str | None, bool]:
     """What is wrong with a label, and whether it is kept all the same."""
     try:
@@ -318,6 +340,39 @@ def _check_label(image: np.ndarray, grid: object, path: Path) -> tuple[str | Non
     if own.shape != image.shape:
         return "it lies on another grid: it will be resampled", True
     return (notes[0], True) if notes else (None, True)
+
+
+GRID = "; another grid than "
+"""How the remark begins that a scan does not lie on the grid of its session's first."""
+
+
+def session_grids(table: pa.Table) -> list[str | None]:
+    """``check_geometry`` with the remark where a scan lies on another grid than the first usable one of its session (by name).
+
+    Corners that lie within a tenth of a voxel are one grid: headers round.
+    """
+    names = ("subject", "session", "scan", "status", "shape", "affine", "check_geometry")
+    columns = {name: table.column(name).to_pylist() for name in names}
+    checks = [text.split(GRID)[0] if text else text for text in columns["check_geometry"]]
+    first: dict[tuple[str, str], int] = {}
+    for row, key in enumerate(zip(columns["subject"], columns["session"])):
+        if columns["status"][row] == BAD or columns["affine"][row] is None:
+            continue
+        other = first.setdefault(key, row)
+        text = checks[row]
+        if other == row or text is None or not text.startswith("ok"):
+            continue
+        (a, b), (p, q) = ((columns[name][other], columns[name][row]) for name in ("shape", "affine"))
+        if a == b and p == q:
+            continue
+        apart = math.inf
+        if a == b:
+            steps = [abs(x - y) for x, y in zip(p, q)]
+            apart = max(sum(steps[4 * i + j] * a[j] for j in range(3)) + steps[4 * i + 3] for i in range(3))
+        finest = min(math.sqrt(sum(p[4 * i + j] ** 2 for i in range(3))) for j in range(3))
+        if apart > 0.1 * finest:
+            checks[row] = f"{text}{GRID}{columns['scan'][other]}"
+    return checks
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,8 @@ def index(
             next_step="check the path, or use --reader table" if not left_out else "ask for less",
         )  # fmt: skip
     table = table.take(_order(table))
+    if not earlier.whole(made):
+        table = _replace(table, check_geometry=tables.session_grids(table))
     table, groups = _duplicates(table, policies["duplicates"], unchanged=earlier.whole(made))
     _fail(table, policies, out)
     for piece in made:  # a merged index keeps its splits
