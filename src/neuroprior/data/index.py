@@ -80,12 +80,14 @@ def to_table(scans: Sequence[Scan], **extra: Sequence[Any]) -> pa.Table:
             values = [float(value) if isinstance(value, (int, float)) else None for value in values or ()]
         elif item.type == pa.string() and values is not None:  # what a reader gave as a number (a site 3) is text here
             values = [value if value is None or isinstance(value, str) else str(value) for value in values]
-            values = [value if value is None or value.isprintable() else _clean(value) for value in values]
+            values = [value if value is None or value.isprintable() else clean(value) for value in values]
+        elif item.name == "reasons":
+            values = [[clean(text) for text in texts] for texts in values or ()]
         columns.append(pa.nulls(len(rows), item.type) if values is None else pa.array(values, item.type))
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text that UTF-8 can hold: a file name with broken bytes keeps them escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -216,6 +218,8 @@ def check_scan(scan: Scan, *, voxels: bool, policies: Mapping[str, str] | None =
 def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
     reasons, checks = list(scan.reasons), dict(scan.checks)
     status = scan.status
+    if scan.path != clean(scan.path):
+        raise InputError("the file's name is no UTF-8 text, and no table can hold it: rename it", file=clean(scan.path))
     try:
         facts = os.stat(scan.path)
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
@@ -351,27 +355,28 @@ def session_grids(table: pa.Table) -> list[str | None]:
 
     Corners that lie within a tenth of a voxel are one grid: headers round.
     """
-    names = ("subject", "session", "scan", "status", "shape", "affine", "check_geometry")
-    columns = {name: table.column(name).to_pylist() for name in names}
-    checks = [text.split(GRID)[0] if text else text for text in columns["check_geometry"]]
+    subjects, visits, scans, status = (table.column(name).to_pylist() for name in ("subject", "session", "scan", "status"))
+    checks = [text.split(GRID)[0] if text else text for text in table.column("check_geometry").to_pylist()]
+    shapes, affines = (table.column(name).combine_chunks() for name in ("shape", "affine"))  # flat: lists of lists would take half a gigabyte
+    (s_start, s_all), (a_start, a_all) = ((item.offsets.to_numpy(), item.values.to_numpy(zero_copy_only=False)) for item in (shapes, affines))
     first: dict[tuple[str, str], int] = {}
-    for row, key in enumerate(zip(columns["subject"], columns["session"])):
-        if columns["status"][row] == BAD or columns["affine"][row] is None:
+    for row, key in enumerate(zip(subjects, visits)):
+        text = checks[row]
+        q = a_all[a_start[row] : a_start[row + 1]]
+        if status[row] == BAD or text is None or len(q) != 16:
             continue
         other = first.setdefault(key, row)
-        text = checks[row]
-        if other == row or text is None or not text.startswith("ok"):
+        if other == row or not text.startswith("ok"):
             continue
-        (a, b), (p, q) = ((columns[name][other], columns[name][row]) for name in ("shape", "affine"))
-        if a == b and p == q:
+        p = a_all[a_start[other] : a_start[other + 1]]
+        a, b = (s_all[s_start[at] : s_start[at + 1]] for at in (other, row))
+        same = a.tobytes() == b.tobytes()
+        if same and p.tobytes() == q.tobytes():
             continue
-        apart = math.inf
-        if a == b:
-            steps = [abs(x - y) for x, y in zip(p, q)]
-            apart = max(sum(steps[4 * i + j] * a[j] for j in range(3)) + steps[4 * i + 3] for i in range(3))
-        finest = min(math.sqrt(sum(p[4 * i + j] ** 2 for i in range(3))) for j in range(3))
-        if apart > 0.1 * finest:
-            checks[row] = f"{text}{GRID}{columns['scan'][other]}"
+        steps = np.abs(p - q).reshape(4, 4)[:3]
+        apart = float((steps[:, :3] @ a[:3] + steps[:, 3]).max()) if same and len(a) == 3 else math.inf
+        if apart > 0.1 * float(np.linalg.norm(p.reshape(4, 4)[:3, :3], axis=0).min()):
+            checks[row] = f"{text}{GRID}{scans[other]}"
     return checks
 
 

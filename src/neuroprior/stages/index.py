@@ -446,7 +446,9 @@ class _Earlier:
 
     def note_of(self, source: _Source) -> dict[str, str]:
         """What the earlier index says of a source."""
-        root = str(source.root)
+        from ..data.index import clean
+
+        root = clean(str(source.root))
         return next((note for note in self.notes.get("sources", []) if isinstance(note, dict) and note.get("root") == root), {})
 
     def rows_of(self, root: str) -> pa.Table:
@@ -511,7 +513,7 @@ def _one(source: _Source, options: _Options, earlier: _Earlier, pool: _Pool, lin
     reader = source.module.__name__.rsplit(".", 1)[-1] if source.module is not None else "index"
     tree = _tree.walk(source.root, line.listed) if source.root.is_dir() else None
     digest = tree.digest if tree is not None else _stamp(source.root)
-    note = {"root": str(source.root), "reader": reader, "digest": digest, "options": options.key(), "name": source.name or ""}
+    note = {"root": tables.clean(str(source.root)), "reader": reader, "digest": digest, "options": options.key(), "name": source.name or ""}
     if earlier.note_of(source) == note and (rows := _kept(earlier.rows_of(note["root"]), tree)) is not None:
         return _Piece(source, rows, note, int(earlier.note_of(source).get("left_out", 0)), rows.num_rows, untouched=True)
     said: dict[str, Any] = {"contrast_map": options.mapping}
