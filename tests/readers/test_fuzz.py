@@ -58,8 +58,8 @@ def test_headers(tmp_path: Path, seed: int, ending: str, packed: bytes) -> None:
 
     rng = random.Random(seed)
     content = FUZZ.mutate(FUZZ.nifti(rng) if ending.startswith(".nii") else gzip.decompress(FUZZ.other(rng, ".mgz")), rng)
-    if ending == ".nrrd":
-        content = FUZZ.mutate(FUZZ.other(rng, ".nrrd"), rng)
+    if ending in (".nrrd", ".mha"):
+        content = FUZZ.mutate(FUZZ.other(rng, ending), rng)
     path = tmp_path / f"x{ending}"
     path.write_bytes((gzip.compress(content, 1) if ending.endswith(("gz", ".mgz")) else content) + packed)
     for call in (nifti.inspect_header, nifti.read_scan, nifti.read_labels, nifti.survey, nifti.read_surveyed):

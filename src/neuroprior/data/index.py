@@ -357,8 +357,12 @@ def session_grids(table: pa.Table) -> list[str | None]:
     """
     subjects, visits, scans, status = (table.column(name).to_pylist() for name in ("subject", "session", "scan", "status"))
     checks = [text.split(GRID)[0] if text else text for text in table.column("check_geometry").to_pylist()]
-    shapes, affines = (table.column(name).combine_chunks() for name in ("shape", "affine"))  # flat: lists of lists would take half a gigabyte
-    (s_start, s_all), (a_start, a_all) = ((item.offsets.to_numpy(), item.values.to_numpy(zero_copy_only=False)) for item in (shapes, affines))
+    shapes, affines = (
+        table.column(name).combine_chunks() for name in ("shape", "affine")
+    )  # flat: lists of lists would take half a gigabyte
+    (s_start, s_all), (a_start, a_all) = (
+        (item.offsets.to_numpy(), item.values.to_numpy(zero_copy_only=False)) for item in (shapes, affines)
+    )
     first: dict[tuple[str, str], int] = {}
     for row, key in enumerate(zip(subjects, visits)):
         text = checks[row]

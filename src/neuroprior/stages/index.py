@@ -513,7 +513,13 @@ def _one(source: _Source, options: _Options, earlier: _Earlier, pool: _Pool, lin
     reader = source.module.__name__.rsplit(".", 1)[-1] if source.module is not None else "index"
     tree = _tree.walk(source.root, line.listed) if source.root.is_dir() else None
     digest = tree.digest if tree is not None else _stamp(source.root)
-    note = {"root": tables.clean(str(source.root)), "reader": reader, "digest": digest, "options": options.key(), "name": source.name or ""}
+    note = {
+        "root": tables.clean(str(source.root)),
+        "reader": reader,
+        "digest": digest,
+        "options": options.key(),
+        "name": source.name or "",
+    }
     if earlier.note_of(source) == note and (rows := _kept(earlier.rows_of(note["root"]), tree)) is not None:
         return _Piece(source, rows, note, int(earlier.note_of(source).get("left_out", 0)), rows.num_rows, untouched=True)
     said: dict[str, Any] = {"contrast_map": options.mapping}
