@@ -49,6 +49,24 @@ def test_the_assessments_page_runs(tmp_path: Path) -> None:
     assert (tmp_path / "scores/short.parquet").is_file()
 
 
+def test_the_page_on_reading_datasets_runs(tmp_path: Path) -> None:
+    script = (
+        "set -euo pipefail\nneuroprior() { "
+        + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
+        + "\n".join(blocks(ROOT / "docs/readers.md"))
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "again.parquet").is_file()
+
+
 def test_the_examples_in_python_run() -> None:
     for page in sorted((ROOT / "docs").glob("*.md")):
         for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+CHECKS = ("geometry", "intensity", "label", "duplicates", "faces")
+"""What an index looks at."""
+
 OK, WARNING, BAD = "ok", "warning", "bad"
 """The three values of an index row's ``status``; a ``bad`` row is kept with its reason and never used."""
 
@@ -42,6 +45,8 @@ class Scan:
         status: ``ok``, ``warning`` or ``bad``.
         reasons: what is wrong or was repaired, one sentence each.
         split: ``train``, ``val``, ``test`` or an empty string.
+        checks: what was looked at (``geometry``, ``intensity``, ``label``, ``duplicates``, ``faces``) -> ``ok``, or what was found; columns
+            ``check_NAME`` in the table, empty where nobody looked.
     """
 
     scan: str
@@ -70,12 +75,16 @@ class Scan:
     status: str = OK
     reasons: tuple[str, ...] = ()
     split: str = ""
+    checks: Mapping[str, str] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """The record as a flat table row: mappings become JSON text, tuples become lists."""
         row: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
+            if item.name == "checks":
+                row |= {f"check_{name}": value.get(name) for name in CHECKS}
+                continue
             if isinstance(value, Mapping):
                 value = json.dumps(dict(value), sort_keys=True, ensure_ascii=False)
             elif isinstance(value, tuple):
@@ -86,9 +95,10 @@ class Scan:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Scan:
         """The record of a table row (the inverse of :meth:`row`; missing values become None)."""
-        values: dict[str, Any] = {}
+        found = {name: row.get(f"check_{name}") for name in CHECKS}
+        values: dict[str, Any] = {"checks": {name: text for name, text in found.items() if isinstance(text, str)}}
         for item in fields(cls):
-            if item.name not in row:
+            if item.name not in row or item.name == "checks":
                 continue
             value = row[item.name]
             if item.name in ("labels", "columns"):

@@ -1,51 +1,114 @@
-"""The index on disk, its checks and its splits.
+"""The index on disk and its checks.
 
-One Parquet table, a row a scan (:class:`~neuroprior.core.records.Scan`). A scan that cannot be used is a row with a reason.
+One Parquet table, a row a scan (:class:`~neuroprior.core.records.Scan`). A scan that cannot be used is a row with a reason. In memory the
+index is an Arrow table (about 700 bytes a row); ``Scan`` objects are made for those rows only that somebody asks for.
 """
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import logging
+import math
+import os
+import stat
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import __version__
 from ..core import artifacts, nifti, seeds
 from ..core.contrasts import UNKNOWN
-from ..core.errors import ArtifactError, ConfigError, InputError, LeakageError
+from ..core.errors import ArtifactError, ConfigError, InputError, LeakageError, NeuropriorError
 from ..core.geometry import grid_of, overlap
-from ..core.records import BAD, OK, WARNING, Scan
+from ..core.records import BAD, CHECKS, OK, WARNING, Scan
+from ..core.volume import Volume
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Version of the index's layout."""
 LABEL_OVERLAP = 0.3
 """A label of which less than this share lies in the scan's field of view does not belong to it."""
+SPACING_MM = (0.05, 60.0)
+"""Voxels shorter or longer than this are no brain scan's."""
+BRAIN_LITRES = (0.3, 2.2)
+"""What a brain mask may hold, from a newborn's brain to a large head's with the fluid around it."""
+LARGE_VOXELS = 1 << 29
+"""Volumes of more voxels are read in blocks, to know their intensities alone."""
+EXTENT_MM = (20.0, 1000.0)
+"""A volume whose longest side is below or above this holds no head, or its spacing is in another unit."""
+
+POLICIES: dict[str, tuple[str, ...]] = {
+    "geometry": ("fix", "skip", "fail"), "intensity": ("skip", "fix", "fail"), "label": ("fix", "skip", "fail"), "duplicates": ("fix", "skip", "fail"),
+    "faces": ("keep", "skip", "fail"),
+}  # fmt: skip
+"""Check -> what may be done about what it finds; the first is the default.
+
+``skip``: the row is kept with its reason and never used. ``fix``: geometry is repaired as the reasons say; NaN voxels become 0 when the scan
+is prepared (a constant volume cannot be fixed and is skipped); a label that does not belong is left out; duplicates are kept and their
+subjects stay in one split. ``fail``: the index stops and names the scans. ``faces=keep`` only flags.
+"""
+
+SCHEMA = pa.schema([
+    *[(name, pa.string()) for name in ("scan", "dataset", "subject", "session", "contrast", "contrast_raw", "path", "brain_mask", "labels")],
+    ("age", pa.float64()), *[(name, pa.string()) for name in ("sex", "health", "site", "scanner", "licence", "columns")],
+    ("shape", pa.list_(pa.int64())), ("spacing_mm", pa.list_(pa.float64())), ("affine", pa.list_(pa.float64())),
+    ("orientation", pa.string()), ("dtype", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64()),
+    ("status", pa.string()), ("reasons", pa.list_(pa.string())), ("split", pa.string()),
+    *[(f"check_{name}", pa.string()) for name in CHECKS],
+    ("content", pa.string()), ("fingerprint", pa.string()), ("source", pa.string()),
+])  # fmt: skip
+"""The table's columns. ``content`` is equal where files may be equal, ``fingerprint`` says what the reader said of the scan and how it was
+checked, ``source`` is the root that the row came from."""
+
+
+def to_table(scans: Sequence[Scan], **extra: Sequence[Any]) -> pa.Table:
+    """Scans as a table of :data:`SCHEMA`; ``extra`` gives the last columns, which are empty otherwise."""
+    rows = [scan.row() for scan in scans]
+    columns = []
+    for item in SCHEMA:
+        values = extra.get(item.name) if item.name in ("content", "fingerprint", "source") else [row[item.name] for row in rows]
+        if item.name == "age":
+            values = [float(value) if isinstance(value, (int, float)) else None for value in values or ()]
+        elif item.type == pa.string() and values is not None:  # what a reader gave as a number (a site 3) is text here
+            values = [value if value is None or isinstance(value, str) else str(value) for value in values]
+            values = [value if value is None or value.isprintable() else clean(value) for value in values]
+        elif item.name == "reasons":
+            values = [[clean(text) for text in texts] for texts in values or ()]
+        columns.append(pa.nulls(len(rows), item.type) if values is None else pa.array(values, item.type))
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can hold: a file name with broken bytes keeps them escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_index(scans: Sequence[Scan], path: str | Path) -> Path:
     """Write an index atomically, rows sorted by scan name."""
+    return write_table(to_table(sorted(scans, key=lambda scan: (scan.scan, scan.path))), path)
+
+
+def write_table(table: pa.Table, path: str | Path, **notes: Any) -> Path:
+    """Write an index atomically from its table; ``notes`` go into the schema's metadata beside version and maker."""
     path = Path(path)
-    frame = pd.DataFrame([scan.row() for scan in sorted(scans, key=lambda scan: (scan.scan, scan.path))])
-    for name in ("age",):
-        frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    for name in ("size_bytes", "mtime_ns"):
-        frame[name] = frame[name].astype("Int64")
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    note = {"artifact": "index", "version": VERSION, "neuroprior": __version__}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"neuroprior": json.dumps(note).encode()})
+    note = {"artifact": "index", "version": VERSION, "neuroprior": __version__, **notes}
+    table = table.replace_schema_metadata({b"neuroprior": json.dumps(note).encode()})
     with artifacts.atomic(path) as temporary:
         pq.write_table(table, temporary)
     return path
 
 
-def read_index(path: str | Path) -> list[Scan]:
-    """The rows of an index.
+def read_table(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The table of an index, and its notes.
 
     Raises:
         ArtifactError: the file is missing, is no index, or another version wrote it.
@@ -55,64 +118,216 @@ def read_index(path: str | Path) -> list[Scan]:
         raise ArtifactError("there is no index", file=path, next_step="make one: neuroprior index ROOT --out index.parquet")
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
+    except (OSError, pa.ArrowException, ValueError, RecursionError) as error:
         raise ArtifactError(
-            "the index cannot be read", file=path, expected="a Parquet table", got=str(error).splitlines()[0]
+            "the index cannot be read", file=path, expected="a Parquet table", got=(str(error).splitlines() or ["damaged"])[0]
         ) from None
-    note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
-    if note.get("artifact") != "index" or note.get("version") != VERSION:
+    if not isinstance(note, dict) or note.get("artifact") != "index" or note.get("version") != VERSION:
+        found = note if isinstance(note, dict) else {}
         raise ArtifactError(
             "this is no index of this version", file=path, expected=f"index version {VERSION}",
-            got=f"{note.get('artifact', 'some other table')} version {note.get('version')}", next_step="run neuroprior index again",
+            got=f"{found.get('artifact', 'some other table')} version {found.get('version')}", next_step="run neuroprior index again",
         )  # fmt: skip
-    return [Scan.from_row(row) for row in table.to_pylist()]
+    return table, note
+
+
+def is_index(path: str | Path) -> bool:
+    """Whether a file is an index of any version."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return json.loads(metadata.get(b"neuroprior", b"{}")).get("artifact") == "index"
+    except (OSError, pa.ArrowException, ValueError, AttributeError):
+        return False
+
+
+def read_index(path: str | Path) -> list[Scan]:
+    """The rows of an index.
+
+    Raises:
+        ArtifactError: the file is missing, is no index, or another version wrote it.
+    """
+    table, _ = read_table(path)
+    return scans_of(table)
+
+
+def scans_of(table: pa.Table) -> list[Scan]:
+    """The rows of a table."""
+    return [Scan.from_row(row) for batch in table.to_batches(max_chunksize=10_000) for row in batch.to_pylist()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
 
 
-def check_scan(scan: Scan, *, voxels: bool) -> Scan:
+def parse_policies(texts: Iterable[str]) -> dict[str, str]:
+    """``["intensity=fix", "faces=skip"]`` over the defaults of :data:`POLICIES`.
+
+    Raises:
+        ConfigError: a check or a policy is unknown.
+    """
+    chosen = {check: allowed[0] for check, allowed in POLICIES.items()}
+    for text in texts:
+        check, _, policy = text.partition("=")
+        if check not in POLICIES or policy not in POLICIES[check]:
+            raise ConfigError(
+                f"cannot read the policy {text!r}", expected="; ".join(f"{name}={'|'.join(allowed)}" for name, allowed in POLICIES.items())
+            )  # fmt: skip
+        chosen[check] = policy
+    return chosen
+
+
+def fingerprint(scan: Scan, settings: str = "") -> str:
+    """What a reader says of a scan, and how it is checked, in 16 hexadecimal digits: equal means that nothing but the file can have changed."""
+    said = (
+        scan.scan, scan.dataset, scan.subject, scan.session, scan.contrast, scan.contrast_raw, scan.path, scan.brain_mask, sorted(scan.labels.items()),
+        scan.age, scan.sex, scan.health, scan.site, scan.scanner, scan.licence, list(scan.columns.items()), scan.status, scan.reasons, settings,
+    )  # fmt: skip
+    return hashlib.blake2b(repr(said).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def check_batch(scans: Sequence[Scan], *, voxels: bool, policies: Mapping[str, str], settings: str) -> pa.Table:
+    """Rows as a table with what their files say."""
+    checked = [check_scan(scan, voxels=voxels, policies=policies) for scan in scans]
+    return to_table(
+        checked,
+        content=[content_key(scan.path) if scan.status != BAD else None for scan in checked],
+        fingerprint=[fingerprint(scan, settings) for scan in scans],
+    )
+
+
+def check_scan(scan: Scan, *, voxels: bool, policies: Mapping[str, str] | None = None) -> Scan:
     """The row with what its file says: geometry, and what is wrong with header, voxels and labels.
 
     Args:
         scan: a reader's row; one that is bad already keeps its reason.
-        voxels: also read the intensities (NaN, constant) and the labels (empty, equal to the image, another grid).
+        voxels: also read the intensities (NaN, constant), the face, and the labels (equal to the image, another grid).
+        policies: check -> what to do about it (:data:`POLICIES`).
     """
-    path = Path(scan.path)
-    reasons = list(scan.reasons)
-    status = scan.status
     try:
-        stat = path.stat()
-        scan = replace(scan, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        header = nifti.inspect_header(path)
-    except (InputError, OSError) as error:
-        reason = error.reason if isinstance(error, InputError) else f"the file cannot be read ({error.strerror})"
-        return replace(scan, status=BAD, reasons=(*reasons, reason))
-    scan = replace(
-        scan, shape=header.shape, spacing_mm=header.spacing_mm, affine=tuple(float(v) for v in header.affine.ravel()),
-        orientation=header.orientation, dtype=header.dtype,
-    )  # fmt: skip
-    reasons += header.notes
-    if header.notes and status == OK:
+        return _check_scan(scan, voxels, policies or parse_policies(()))
+    except NeuropriorError as error:
+        return replace(scan, status=BAD, reasons=(*scan.reasons, error.reason))
+    except MemoryError:
+        return replace(scan, status=BAD, reasons=(*scan.reasons, "out of memory while the scan was read"))
+    except Exception as error:  # noqa: BLE001 - one file must never end an index of a hundred thousand
+        logger.debug("%s: %r", scan.scan, error)
+        return replace(scan, status=BAD, reasons=(*scan.reasons, f"the file cannot be understood ({type(error).__name__})"))
+
+
+def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
+    reasons, checks = list(scan.reasons), dict(scan.checks)
+    status = scan.status
+    if scan.path != clean(scan.path):
+        raise InputError("the file's name is no UTF-8 text, and no table can hold it: rename it", file=clean(scan.path))
+    try:
+        facts = os.stat(scan.path)
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
+            raise InputError("this is no regular file", file=scan.path, expected="a file", got=stat.filemode(facts.st_mode))
+        header = nifti.inspect_header(scan.path)
+    except (InputError, OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, InputError) else _unreadable(scan.path, error)
+        return replace(scan, status=BAD, reasons=(*reasons, reason), checks={**checks, "geometry": reason})
+    odd = [*header.notes, *_implausible(header)]
+    remark = "; the qform places it, the sform is not set" if header.sform_code <= 0 < header.qform_code else ""
+    checks["geometry"] = "; ".join(odd) or f"ok{remark}"
+    reasons += odd
+    if odd and status == OK:
         status = WARNING
+    if odd and policies["geometry"] == "skip":
+        status = BAD
     labels = dict(scan.labels)
     if voxels and status != BAD:
-        try:
-            volume, _ = nifti.read_scan(path)
-        except InputError as error:
-            return replace(scan, status=BAD, reasons=(*reasons, error.reason))
-        problems = nifti.check_voxels(volume)
-        if problems:
-            return replace(scan, status=BAD, reasons=(*reasons, *problems))
-        for name, file in sorted(labels.items()):
-            problem, keep = _check_label(volume.voxels, grid_of(volume), Path(file))
-            if problem:
-                reasons.append(f"label {name}: {problem}")
-                status = WARNING if status == OK else status
-            if not keep:
-                del labels[name]
-    return replace(scan, status=status, reasons=tuple(dict.fromkeys(reasons)), labels=labels)
+        volume, found = None, None
+        if math.prod(header.shape) <= LARGE_VOXELS:
+            volume, found = nifti.read_surveyed(scan.path)
+        else:
+            found = nifti.survey(scan.path)
+            reasons.append(
+                f"the volume has {math.prod(header.shape) / 1e6:.0f} million voxels: its face and labels were not looked at"
+            )
+        problems = list(found.problems)
+        remark = f"; values below zero, down to {found.low:.4g}" if found.low < 0 else ""
+        remark += f"; stored as {header.dtype} with a scale" if found.scaled else ""
+        checks["intensity"] = "; ".join(problems) or f"ok{remark}"
+        if problems and policies["intensity"] == "fix" and found.low < found.high:
+            checks["intensity"] = f"fixed: {checks['intensity']}"
+            reasons.append(f"{problems[0]}: they become 0 when the scan is prepared")
+            status = WARNING
+        elif problems:
+            reasons += problems
+            status = BAD
+        if volume is not None and status != BAD:
+            status = _check_face(scan, volume, checks, reasons, status, policies["faces"])
+            broken = _check_labels(volume, labels, reasons) + _check_mask(scan.brain_mask, reasons)
+            if scan.labels or scan.brain_mask:
+                checks["label"] = "; ".join(broken) or "ok"
+            if broken:
+                status = BAD if policies["label"] == "skip" else WARNING if status == OK else status
+    return replace(
+        scan, size_bytes=facts.st_size, mtime_ns=facts.st_mtime_ns, shape=header.shape, spacing_mm=header.spacing_mm,
+        affine=tuple(header.affine.ravel().tolist()), orientation=header.orientation, dtype=header.dtype,
+        status=status, reasons=tuple(dict.fromkeys(reasons)), labels=labels, checks=checks,
+    )  # fmt: skip
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    if isinstance(error, OSError) and os.path.islink(path) and not os.path.exists(path):
+        annexed = "annex" in os.readlink(path)
+        return "a link to a file that is not there" + (": get it with datalad or git-annex" if annexed else "")
+    return f"the file cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
+
+
+def _implausible(header: nifti.Header) -> list[str]:
+    said = []
+    shown = " x ".join(f"{mm:.3g}" for mm in header.spacing_mm)
+    if not SPACING_MM[0] <= min(header.spacing_mm) <= max(header.spacing_mm) <= SPACING_MM[1]:
+        said.append(f"voxels of {shown} mm are no brain scan's: is the unit right?")
+    longest = max(n * mm for n, mm in zip(header.shape, header.spacing_mm))
+    if not EXTENT_MM[0] <= longest <= EXTENT_MM[1]:
+        said.append(f"the volume is {longest:.4g} mm long, which holds no head: is the spacing right?")
+    return said
+
+
+def _check_face(scan: Scan, volume: Volume, checks: dict[str, str], reasons: list[str], status: str, policy: str) -> str:
+    from .faces import look
+
+    if "faces" not in checks:  # a reader may know from the dataset that it was defaced
+        checks["faces"] = look(volume).words
+    if checks["faces"].startswith("face") and policy == "skip":
+        reasons.append("the head shows a face: deface it, or index with --policy faces=keep")
+        return BAD
+    return status
+
+
+def _check_labels(volume: Volume, labels: dict[str, str], reasons: list[str]) -> list[str]:
+    """What is wrong with a scan's labels; those that do not belong are taken out of ``labels``."""
+    broken: list[str] = []
+    for name, file in sorted(labels.items()):
+        problem, keep = _check_label(volume.voxels, grid_of(volume), Path(file))
+        if problem:
+            broken.append(f"label {name}: {problem}")
+        if not keep:
+            del labels[name]
+    reasons += broken
+    return broken
+
+
+def _check_mask(path: str | None, reasons: list[str]) -> list[str]:
+    """What is odd about a brain mask: it cannot be read, or it holds more or less than any brain."""
+    if path is None:
+        return []
+    try:
+        mask, _ = nifti.read_labels(path)
+    except InputError as error:
+        said = f"brain mask: {error.reason}"
+    else:
+        litres = float(np.count_nonzero(mask.voxels)) * float(np.prod(mask.spacing_mm)) / 1e6
+        if BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
+            return []
+        said = f"brain mask: it holds {litres:.2f} litres, which is no brain"
+    reasons.append(said)
+    return [said]
 
 
 def _check_label(image: np.ndarray, grid: object, path: Path) -> tuple[str | None, bool]:
@@ -131,6 +346,106 @@ def _check_label(image: np.ndarray, grid: object, path: Path) -> tuple[str | Non
     return (notes[0], True) if notes else (None, True)
 
 
+GRID = "; another grid than "
+"""How the remark begins that a scan does not lie on the grid of its session's first."""
+
+
+def session_grids(table: pa.Table) -> list[str | None]:
+    """``check_geometry`` with the remark where a scan lies on another grid than the first usable one of its session (by name).
+
+    Corners that lie within a tenth of a voxel are one grid: headers round.
+    """
+    subjects, visits, scans, status = (table.column(name).to_pylist() for name in ("subject", "session", "scan", "status"))
+    checks = [text.split(GRID)[0] if text else text for text in table.column("check_geometry").to_pylist()]
+    shapes, affines = (
+        table.column(name).combine_chunks() for name in ("shape", "affine")
+    )  # flat: lists of lists would take half a gigabyte
+    (s_start, s_all), (a_start, a_all) = (
+        (item.offsets.to_numpy(), item.values.to_numpy(zero_copy_only=False)) for item in (shapes, affines)
+    )
+    first: dict[tuple[str, str], int] = {}
+    for row, key in enumerate(zip(subjects, visits)):
+        text = checks[row]
+        q = a_all[a_start[row] : a_start[row + 1]]
+        if status[row] == BAD or text is None or len(q) != 16:
+            continue
+        other = first.setdefault(key, row)
+        if other == row or not text.startswith("ok"):
+            continue
+        p = a_all[a_start[other] : a_start[other + 1]]
+        a, b = (s_all[s_start[at] : s_start[at + 1]] for at in (other, row))
+        same = a.tobytes() == b.tobytes()
+        if same and p.tobytes() == q.tobytes():
+            continue
+        steps = np.abs(p - q).reshape(4, 4)[:3]
+        apart = float((steps[:, :3] @ a[:3] + steps[:, 3]).max()) if same and len(a) == 3 else math.inf
+        if apart > 0.1 * float(np.linalg.norm(p.reshape(4, 4)[:3, :3], axis=0).min()):
+            checks[row] = f"{text}{GRID}{scans[other]}"
+    return checks
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Duplicates
+
+
+def content_key(path: str) -> str | None:
+    """A text that is equal for equal files, made from a few of their bytes.
+
+    A gzip file carries the checksum of its content and its length in its last 8 bytes; of others the size and three blocks are taken.
+    Files of one key may still differ: :func:`duplicates` compares them whole.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if path.lower().endswith((".gz", ".mgz")) and size >= 18:
+                file.seek(-8, 2)
+                return f"gz-{file.read(8).hex()}"
+            digest = hashlib.blake2b(digest_size=12)
+            for place in (0, size // 2, max(size - 4096, 0)):
+                file.seek(place)
+                digest.update(file.read(4096))
+            return f"{size}-{digest.hexdigest()}"
+    except OSError:
+        return None
+
+
+def _whole(path: str) -> str | None:
+    """The hash of a file's content, unpacked where it is packed."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as raw:
+            file: Any = gzip.GzipFile(fileobj=raw) if path.lower().endswith((".gz", ".mgz")) else raw
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except (OSError, EOFError, zlib.error):
+        return None
+    return digest.hexdigest()
+
+
+def duplicates(table: pa.Table) -> list[list[int]]:
+    """Groups of rows whose files hold the same content, each sorted by scan; files are read only where their keys agree."""
+    keys = table.column("content").to_pylist()
+    first: dict[str, int] = {}
+    more: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        if key is None:
+            continue
+        if key in first:
+            more.setdefault(key, [first[key]]).append(row)
+        else:
+            first[key] = row
+    groups = []
+    for rows in more.values():
+        places = table.take(rows).select(["path", "scan"]).to_pylist()
+        same: dict[str, list[int]] = {}
+        for row, place in zip(rows, places):
+            if (digest := _whole(place["path"])) is not None:
+                same.setdefault(digest, []).append(row)
+        named = dict(zip(rows, (place["scan"] for place in places)))
+        groups += [sorted(group, key=lambda row: named[row]) for group in same.values() if len(group) > 1]
+    return groups
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Splits
 
@@ -145,7 +460,11 @@ def parse_split(text: str) -> dict[str, float]:
         fractions = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
     except ValueError:
         raise ConfigError(f"cannot read the split {text!r}", expected="train=0.8,val=0.1,test=0.1") from None
-    if set(fractions) - {"train", "val", "test"} or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+    if (
+        set(fractions) - {"train", "val", "test"}
+        or not min(fractions.values()) >= 0
+        or not abs(sum(fractions.values()) - 1) <= 1e-6
+    ):
         raise ConfigError(f"the split {text!r} is impossible", expected="shares of train, val and test that sum to 1")
     return fractions
 
@@ -160,32 +479,74 @@ def assign_splits(
         fractions: split -> share of subjects.
         seed: of the order.
         given: subject (namespaced or bare) -> split, taken as it is.
+    """
+    strata: dict[str, tuple[str, ...]] = {}
+    for scan in scans:
+        strata.setdefault(scan.subject, (scan.dataset, str(scan.health or "")))
+    chosen = plan_splits(strata, fractions, seed=seed, given=given)
+    return [replace(scan, split=chosen[scan.subject]) for scan in scans]
 
-    A group's remainders are handed out by a running count over all groups, so that the shares hold overall.
+
+def plan_splits(
+    strata: Mapping[str, tuple[str, ...]], fractions: Mapping[str, float], *, seed: int, given: Mapping[str, str] | None = None,
+    together: Iterable[Sequence[str]] = (),
+) -> dict[str, str]:  # fmt: skip
+    """Subject -> split, in each stratum in the wanted shares.
+
+    A stratum's remainders are handed out by a running count over all strata, so that the shares hold overall.
+
+    Args:
+        strata: subject -> stratum.
+        fractions: split -> share of subjects.
+        seed: of the order.
+        given: subject (namespaced or bare) -> split, taken as it is.
+        together: groups of subjects that must not be parted (near-duplicates, one person under two names).
+
+    Raises:
+        LeakageError: a group that must stay together has members with different given splits.
     """
     given = given or {}
-    groups: dict[tuple[str, str], list[str]] = {}
-    for scan in scans:
-        key = (scan.dataset, str(scan.health or ""))
-        if all(scan.subject not in names for names in groups.values()):
-            groups.setdefault(key, []).append(scan.subject)
+    head = {name: name for name in strata}
+
+    def root(name: str) -> str:
+        while head[name] != name:
+            head[name] = head[head[name]]
+            name = head[name]
+        return name
+
+    for group in together:
+        known = [name for name in group if name in head]
+        for name in known[1:]:
+            a, b = sorted((root(known[0]), root(name)))
+            head[b] = a
+    members: dict[str, list[str]] = {}
+    for name in strata:
+        members.setdefault(root(name), []).append(name)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in members:
+        groups.setdefault(strata[name], []).append(name)
     chosen: dict[str, str] = {}
     owed = dict.fromkeys(fractions, 0.0)
     for key in sorted(groups):
         names = sorted(groups[key])
         order = seeds.generator(seed, "split", *key).permutation(len(names))
         for place in order:
-            name = names[int(place)]
-            fixed = given.get(name) or given.get(name.rsplit("/", 1)[-1])
+            unit = members[names[int(place)]]
+            fixed = {given.get(name) or given.get(name.rsplit("/", 1)[-1]) for name in unit} - {None}
+            if len(fixed) > 1:
+                raise LeakageError(
+                    "subjects that belong together were given different splits", got=", ".join(sorted(unit)[:5]),
+                    expected="one split for all of them", next_step="mend the split file",
+                )  # fmt: skip
             if fixed:
-                chosen[name] = fixed
+                chosen |= dict.fromkeys(unit, str(fixed.pop()))
                 continue
             for split, share in fractions.items():
-                owed[split] += share
+                owed[split] += share * len(unit)
             best = max(owed, key=lambda split: owed[split])
-            owed[best] -= 1
-            chosen[name] = best
-    return [replace(scan, split=chosen[scan.subject]) for scan in scans]
+            owed[best] -= len(unit)
+            chosen |= dict.fromkeys(unit, best)
+    return chosen
 
 
 def check_leakage(scans: Iterable[Scan]) -> None:

@@ -66,7 +66,8 @@ def _prepare(out: Path, key: str, scans: list[Scan], spec: ConformSpec, dtype: s
             copy += 1
             name = f"{scan.contrast}.{copy}"
         try:
-            volume, _ = nifti.read_scan(scan.path)
+            fixed = scan.checks.get("intensity", "").startswith("fixed")  # index --policy intensity=fix
+            volume, _ = nifti.read_scan(scan.path, nonfinite="zero" if fixed else "error")
             problems = nifti.check_voxels(volume)
             if problems:
                 raise InputError("; ".join(problems))

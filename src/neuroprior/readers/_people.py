@@ -6,7 +6,8 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,20 @@ MISSING = frozenset({"", "n/a", "na", "nan", "none", "null"})
 """Texts that stand for "not known", compared without case."""
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
-    "age": ("age", "age_at_scan", "age_years", "age_at_visit", "age_at_session"),
+    "age": (
+        "age",
+        "age_at_scan",
+        "age_years",
+        "age_at_visit",
+        "age_at_session",
+        "age_in_years",
+        "age_months",
+        "age_in_months",
+        "age_weeks",
+        "age_in_weeks",
+        "age_days",
+        "age_in_days",
+    ),
     "sex": ("sex", "gender"),
     "health": ("health", "diagnosis", "group", "dx", "health_status", "pathology"),
     "site": ("site", "centre", "center", "site_id", "institution"),
@@ -24,9 +38,40 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 """Field of a scan -> names of table columns that may hold it, in order of preference, compared without case."""
 
+IDENTIFYING = re.compile(
+    r"(patient|subject|participant|first|last|middle|given|family|maiden|full|sur|child)?_?names?|initials|(date_?of_?)?birth_?(date|day)?|dob|mrn|"
+    r"medical_?record(_?number)?|patient_?id|hospital_?(id|number)|ssn|social_?security(_?number)?|(home_?|street_?)?address|street|zip(_?code)?|"
+    r"post_?code|(tele)?phone(_?number)?|mobile|fax|e_?mail(_?address)?|insurance(_?number)?|passport(_?number)?|referring_?physician(_?name)?"
+)
+"""Names of columns that say who somebody is; their cells go nowhere."""
+
 _YEARS = {"year": 1.0, "month": 1 / 12, "week": 7 / 365.25, "day": 1 / 365.25}
+_UNITS = {name: years for unit, years in _YEARS.items() for name in (unit, f"{unit}s")} | {
+    "mo": 1 / 12, "mos": 1 / 12, "mth": 1 / 12, "wk": 7 / 365.25, "wks": 7 / 365.25, "d": 1 / 365.25, "m": 1 / 12, "w": 7 / 365.25,
+}  # fmt: skip
+UNTOLD = "untold, and not years"
+"""The unit of an age column that cannot be years and states no other."""
 _SEX = {"f": "F", "female": "F", "woman": "F", "girl": "F", "m": "M", "male": "M", "man": "M", "boy": "M"}
 _OURS = frozenset((*SYNONYMS, "split"))
+
+
+@lru_cache(maxsize=4096)
+def identifying(column: str) -> bool:
+    """Whether a column's name says that its cells tell who somebody is."""
+    plain = re.sub(r"[\s\-.]+", "_", column.strip()).casefold()
+    return IDENTIFYING.fullmatch(re.sub(r"^(session|image)_", "", plain)) is not None
+
+
+def once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """``tell``, which says everything once."""
+    said: set[str] = set()
+
+    def tell_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            tell(text)
+
+    return tell_once
 
 
 def value(text: object) -> Any:
@@ -45,6 +90,10 @@ def value(text: object) -> Any:
     return text
 
 
+LARGEST_TABLE = 1 << 30
+"""A table of more bytes is no table of people."""
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a TSV (or, by its suffix, CSV) file as text; a byte-order mark is dropped.
 
@@ -52,6 +101,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
         InputError: the file cannot be read, is not UTF-8, or a row is longer than the header.
     """
     try:
+        if path.stat().st_size > LARGEST_TABLE:
+            raise InputError("a table is too large", file=path, expected=f"at most {LARGEST_TABLE >> 20} MiB")
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t")
             rows = [{key.strip() if key else key: cell for key, cell in row.items()} for row in reader]
@@ -69,6 +120,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+LARGEST_DESCRIPTION = 64 << 20
+"""A JSON file beside the data of more bytes is none that a converter wrote."""
+
+
 def read_description(path: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     """The mapping in a JSON file beside the data, or an empty one where there is no file.
 
@@ -77,9 +132,13 @@ def read_description(path: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
+        size = path.stat().st_size
+        if size > LARGEST_DESCRIPTION:
+            tell(f"{path} has {size >> 20} MiB, which is no description; it is left out")
+            return {}
         loaded = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        tell(f"{path} cannot be read and is left out: {error}")
+    except (OSError, ValueError, RecursionError) as error:
+        tell(f"{path} cannot be read and is left out: {(str(error).splitlines() or [''])[0]}")
         return {}
     if not isinstance(loaded, dict):
         tell(f"{path} holds no mapping and is left out")
@@ -97,9 +156,35 @@ def age_years(raw: object, units: str | None = None) -> float | None:
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:\+|y|yr|yrs|years?)?\s*", str(raw), flags=re.IGNORECASE)
     if match is None:
         return None
-    factor = next((years for unit, years in _YEARS.items() if (units or "year").casefold().startswith(unit)), 1.0)
+    if units == UNTOLD:
+        return None
+    words = re.findall(r"[a-z]+", (units or "").casefold())
+    factor = next((_UNITS[word] for word in words if word in _UNITS), 1.0)
     age = float(match.group(1)) * factor
     return age if age <= 130 else None
+
+
+def distrusted(rows: Iterable[Mapping[str, Any]], dictionary: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    """The data dictionary, in which a column of ages without units that holds an age above 130 has an unknown unit.
+
+    One such number says that the column is in months or days: the other ages, which would pass for years, are wrong as well.
+    """
+    result = dict(dictionary)
+    columns: dict[str, float] = {}
+    for row in rows:
+        for name, cell in row.items():
+            if name and name.casefold() in SYNONYMS["age"] and not any(f"_{unit}" in name.casefold() for unit in _YEARS):
+                number = value(cell)
+                if isinstance(number, (int, float)):
+                    columns[name] = max(columns.get(name, 0.0), number)
+    for name, most in columns.items():
+        entry = dictionary.get(name)
+        if most > 130 and not (isinstance(entry, Mapping) and entry.get("Units")):
+            tell(
+                f"the column {name!r} holds {most:g}, which is no age in years: say its Units in the data dictionary; its ages are left out"
+            )
+            result[name] = {**(entry if isinstance(entry, Mapping) else {}), "Units": UNTOLD}
+    return result
 
 
 def sex(raw: object, levels: Mapping[str, Any] | None = None) -> str | None:
@@ -124,7 +209,14 @@ def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[
         dictionary: the table's data dictionary (``participants.json``): units of ages, levels of sexes.
         tell: where to say what was not understood.
     """
-    cells = {name: value(cell) for name, cell in row.items() if name}
+    cells = {}
+    for name, cell in row.items():
+        if not name:
+            continue
+        if identifying(name):
+            tell(f"the column {name!r} may say who somebody is; it is left out")
+            continue
+        cells[name] = value(cell)
     by_key = {name.casefold(): name for name in cells}
     columns = {name: cell for name, cell in cells.items() if name not in _OURS}
     found: dict[str, Any] = {}
@@ -136,7 +228,8 @@ def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[
             entry = dictionary.get(name)
             entry = entry if isinstance(entry, Mapping) else {}
             if field == "age":
-                units, levels = entry.get("Units"), None
+                levels = None
+                units = entry.get("Units") or next((unit for unit in _YEARS if f"_{unit}" in name.casefold()), None)
                 understood = age_years(cell, str(units) if units else None)
             elif field == "sex":
                 levels = entry.get("Levels")

@@ -16,28 +16,36 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..core import contrasts
+from ..core import contrasts, formats
 from ..core.errors import InputError, LeakageError
 from ..core.records import BAD, OK, WARNING, Scan
 from . import _people
+from ._tree import Tree, walk
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "dataset_description.json"
 NIFTI = (".nii.gz", ".nii")
+IMAGES = (*NIFTI, *formats.SUFFIXES)
+"""What is an image by its name: NIfTI, as BIDS wants it, and what datasets on their way to BIDS hold."""
+CONTAINERS = (".zarr", ".ds", ".mefd", ".ngff")
+"""Folders that are one file of another kind; they are not looked into."""
 LABEL_SUFFIXES = ("mask", "dseg")
 """Suffixes of files that are labels, never scans."""
 LEFT_OUT_SUFFIXES = ("probseg", "defacemask", "xfm", "warp")
 """Suffixes of files beside the images that are neither scans nor labels with whole numbers."""
 OTHER_DATATYPES = ("func", "eeg", "meg", "ieeg", "beh", "pet", "fmap", "micr", "nirs", "motion", "emg", "mrs")
 """Folders that hold no structural MRI; their images are counted and told of, not indexed."""
+LEFT_OUT_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")
+"""Folders whose images are no scans of the dataset, at whatever depth; masks and label maps of ``derivatives`` at the top are used."""
 OWN_SPACES = ("orig", "native", "scanner", "individual", "subject")
 """Values of ``space`` that mean the session's own world."""
 GENERIC_NAMES = ("bids", "raw", "rawdata", "data", "nifti", "dataset", "images")
@@ -74,7 +82,7 @@ class _Files:
     """What one walk over a dataset finds."""
 
     images: list[Path] = field(default_factory=list)
-    sidecars: dict[Path, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    sidecars: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
     transforms: list[Path] = field(default_factory=list)
     closed: list[tuple[Path, str]] = field(default_factory=list)
     elsewhere: Counter[str] = field(default_factory=Counter)
@@ -93,6 +101,7 @@ def recognises(root: Path) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1 << 15)
 def parse_name(filename: str) -> Name:
     """The parts of a BIDS file name; pieces that are no ``key-value`` pair are ignored, the last one is the suffix."""
     stem, extension = _split_extension(filename)
@@ -119,6 +128,7 @@ def read(
     name: str | None = None,
     contrast_map: Mapping[str, str] | None = None,
     tell: Tell = logger.info,
+    tree: Tree | None = None,
 ) -> Iterator[Scan]:
     """The rows of a BIDS dataset: paths and metadata; headers and voxels are not looked at.
 
@@ -131,6 +141,7 @@ def read(
         contrast_map: the dataset's spelling of a contrast (``acq``-free: suffix with ``ce``, or the suffix alone) -> a
             canonical name.
         tell: where to say what was left out and why.
+        tree: the walk over ``root``, where it is done already.
 
     Raises:
         InputError: ``root`` is no folder, or a table cannot be understood.
@@ -140,15 +151,23 @@ def read(
     if not root.is_dir():
         raise InputError("there is no such folder", file=root)
     dataset = name or dataset_name(root)
-    files = _walk(root, skip=("derivatives", "sourcedata", "code", "stimuli", "phenotype"))
+    tell = _people.once(tell)
+    tree = tree or walk(root)
+    files = _sort(tree, str(root), skip=LEFT_OUT_FOLDERS)
     for datatype, count in sorted(files.elsewhere.items()):
         tell(f"{dataset}: {count} file(s) in {datatype}/ folders are not structural MRI and are left out")
 
     people = _participants(root, tell)
+    second = _second_tables(tree, root, people)
+    defaced = _defaced(files, root)
     licence = _people.read_description(root / DESCRIPTION, tell).get("License")
-    labels, transforms = _labels(root, files, dataset, tell)
-    tables: dict[Path, dict[str, dict[str, str]]] = {}
-    descriptions: dict[Path, dict[str, Any]] = {}
+    labels, transforms = _labels(root, files, dataset, tree, tell)
+    nobodys = sum(not label.subject for label in labels)
+    if nobodys:  # a template's or an atlas' own
+        tell(f"{dataset}: {nobodys} label map(s) or mask(s) belong to no subject and are left out")
+        labels = [label for label in labels if label.subject]
+    tables = _Tables(tree)
+    sidecars = _Sidecars(root, files.sidecars, tell)
     seen_subjects: set[str] = set()
     rows: list[Scan] = []
 
@@ -165,7 +184,9 @@ def read(
             continue
         seen_subjects.add(subject)
         contrast, raw, problem = _contrast(parsed, contrast_map or {})
-        sidecar = _sidecar(path, parsed, root, files.sidecars, descriptions, tell)
+        notes = _doubts(path, parsed, root)
+        notes += second.get(subject, [])
+        sidecar = sidecars.of(path, parsed)
         found = _metadata(root, subject, session, path, people, tables, tell)
         columns = found.pop("columns")
         rows.append(
@@ -181,8 +202,9 @@ def read(
                 site=found.pop("site", None) or _text(sidecar.get("InstitutionName")),
                 scanner=found.pop("scanner", None) or _scanner(sidecar),
                 columns=columns,
-                status=BAD if problem else OK,
-                reasons=(problem,) if problem else (),
+                status=BAD if problem else WARNING if notes else OK,
+                reasons=(*([problem] if problem else []), *notes),
+                checks={"faces": DEFACED} if (subject, session, parsed.suffix) in defaced else {},
                 **found,
             )
         )
@@ -235,39 +257,33 @@ def label_names(path: Path, root: Path | None = None) -> dict[int, str]:
 # ---------------------------------------------------------------- the walk
 
 
-def _walk(root: Path, skip: tuple[str, ...] = ()) -> _Files:
+def _sort(tree: Tree, root: str, skip: tuple[str, ...] = ()) -> _Files:
+    """The images, sidecars and transforms below a folder of the tree; ``skip`` names folders that are left out, at whatever depth."""
     found = _Files()
-    pending: list[tuple[str, int]] = [(str(root), 0)]
+    pending = [root]
     while pending:
-        folder, depth = pending.pop()
-        try:
-            with os.scandir(folder) as entries:
-                listing = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            found.closed.append((Path(folder), error.strerror or str(error)))
-            continue
-        for entry in listing:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                if (depth == 0 and entry.name in skip) or depth > 8:  # 8: beyond any BIDS tree; stops rings of links
-                    continue
-                pending.append((entry.path, depth + 1))
-            elif entry.name.endswith(NIFTI):
-                datatype = os.path.basename(folder)
+        folder = pending.pop()
+        datatype = os.path.basename(folder)
+        for name in tree.files.get(folder, ()):
+            if name.endswith(IMAGES):
                 if datatype in OTHER_DATATYPES:
                     found.elsewhere[datatype] += 1
                 else:
-                    found.images.append(Path(entry.path))
-            elif entry.name.endswith(".json"):
-                found.sidecars[Path(folder)].append(Path(entry.path))
-            elif "_from-" in entry.name and "_xfm." in entry.name:
-                found.transforms.append(Path(entry.path))
+                    found.images.append(Path(folder, name))
+            elif name.endswith(".json"):
+                found.sidecars[folder].append(Path(folder, name))
+            elif "_from-" in name and "_xfm." in name:
+                found.transforms.append(Path(folder, name))
+        pending += [
+            f"{folder}/{name}" for name in tree.folders.get(folder, ()) if name not in skip and not name.endswith(CONTAINERS)
+        ]
+    found.closed = [(Path(folder), reason) for folder, reason in tree.closed if f"{folder}/".startswith(f"{root}/")
+                    and not set(Path(folder).relative_to(root).parts) & set(skip)]  # fmt: skip
     return found
 
 
 def _split_extension(filename: str) -> tuple[str, str]:
-    for extension in NIFTI:
+    for extension in IMAGES:
         if filename.endswith(extension):
             return filename[: -len(extension)], extension
     stem, dot, extension = filename.rpartition(".")
@@ -277,10 +293,62 @@ def _split_extension(filename: str) -> tuple[str, str]:
 def _who(relative: Path, parsed: Name) -> tuple[str, str]:
     """Subject and session of a file, without their prefixes: from its name, else from the folders it lies in."""
     folders = dict(part.split("-", 1) for part in relative.parts[:-1] if part.startswith(("sub-", "ses-")))
-    return (
-        parsed.entities.get("sub", folders.get("sub", "")),
-        parsed.entities.get("ses", folders.get("ses", "")),
-    )
+    subject, session = (parsed.entities.get(key, folders.get(key, "")) for key in ("sub", "ses"))
+    if not (
+        subject.isascii() and session.isascii()
+    ):  # one letter has two spellings in Unicode, and file systems differ in which they keep
+        subject, session = unicodedata.normalize("NFC", subject), unicodedata.normalize("NFC", session)
+    return subject, session
+
+
+DEFACED = "none: the dataset holds the defacing mask of this scan"
+"""What ``check_faces`` says of a scan whose defacing mask lies beside it."""
+
+
+def _defaced(files: _Files, root: Path) -> set[tuple[str, str, str]]:
+    """(subject, session, suffix) of the scans whose defacing masks are there."""
+    found = set()
+    for path in files.images:
+        name = parse_name(path.name)
+        if name.suffix == "defacemask":
+            found.add((*_who(path.relative_to(root), name), name.entities.get("mod", "T1w")))
+    return found
+
+
+def _doubts(path: Path, parsed: Name, root: Path) -> list[str]:
+    """What is odd about a file's name: an entity that comes twice, or folders that name another subject or session."""
+    stem, _ = _split_extension(path.name)
+    keys = Counter(pair.split("-", 1)[0] for pair in stem.split("_") if "-" in pair)
+    notes = [f"the name gives {key}- {count} times; the last one is used" for key, count in keys.items() if count > 1]
+    for key in ("sub", "ses"):
+        told = [part.partition("-")[2] for part in path.relative_to(root).parts[:-1] if part.startswith(f"{key}-")]
+        if told and key in parsed.entities and parsed.entities[key] != told[-1]:
+            notes.append(f"the name says {key}-{parsed.entities[key]}, the folder {key}-{told[-1]}; the name is used")
+    return notes
+
+
+def _second_tables(tree: Tree, root: Path, people: _Participants) -> dict[str, list[str]]:
+    """Subject -> where a derivative's participants table disagrees with the dataset's about age or sex."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in tree.folders.get(f"{root}/derivatives", ()) if people.present else ():
+        path = f"{root}/derivatives/{name}/participants.tsv"
+        if not tree.has(path):
+            continue
+        try:
+            rows = _people.read_table(Path(path))
+        except InputError:
+            logger.warning("%s cannot be read and is not compared", path)
+            continue
+        for row in rows:
+            subject = _bare(row.get("participant_id"), "sub-")
+            first = people.rows.get(subject, {})
+            for field_name in ("age", "sex"):
+                ours, theirs = (_people.value(table.get(field_name)) for table in (first, row))
+                if ours is not None and theirs is not None and str(ours).casefold() != str(theirs).casefold():
+                    found[subject].append(
+                        f"participants.tsv says {field_name} {ours}, that of derivatives/{name} {theirs}; the first is used"
+                    )
+    return {subject: list(dict.fromkeys(notes)) for subject, notes in found.items()}
 
 
 def _closed(root: Path, dataset: str, folder: Path, reason: str) -> Scan:
@@ -331,29 +399,39 @@ def _scanner(sidecar: Mapping[str, Any]) -> str | None:
     return " ".join(word for word in words if word) or None
 
 
-def _sidecar(
-    path: Path,
-    parsed: Name,
-    root: Path,
-    sidecars: Mapping[Path, list[Path]],
-    descriptions: dict[Path, dict[str, Any]],
-    tell: Tell,
-) -> dict[str, Any]:
+class _Sidecars:
     """Every JSON file that applies to a scan, merged from the top folder down (the inheritance principle)."""
-    merged: dict[str, Any] = {}
-    mine = set(parsed.entities.items())
-    folders = [root, *(folder for folder in reversed(path.parents) if root in folder.parents)]
-    for folder in folders:
-        fitting = []
-        for sidecar in sidecars.get(folder, ()):
-            other = parse_name(sidecar.name)
-            if other.suffix == parsed.suffix and set(other.entities.items()) <= mine:
-                fitting.append((len(other.entities), sidecar))
-        for _, sidecar in sorted(fitting):
-            if sidecar not in descriptions:
-                descriptions[sidecar] = _people.read_description(sidecar, tell)
-            merged.update(descriptions[sidecar])
-    return merged
+
+    def __init__(self, root: Path, files: Mapping[str, list[Path]], tell: Tell) -> None:
+        self.root, self.files, self.tell = str(root), files, tell
+        self.chains: dict[str, list[tuple[str, int, frozenset[tuple[str, str]], Path]]] = {}
+        self.read: dict[Path, dict[str, Any]] = {}
+
+    def _chain(self, folder: str) -> list[tuple[str, int, frozenset[tuple[str, str]], Path]]:
+        """(suffix, number of entities, entities, file) of the JSON files in a folder and those above it, from the top down."""
+        if folder not in self.chains:
+            above = self._chain(os.path.dirname(folder)) if folder != self.root and len(folder) > len(self.root) else []
+            own = []
+            for path in self.files.get(folder, ()):
+                name = parse_name(path.name)
+                own.append((name.suffix, len(name.entities), frozenset(name.entities.items()), path))
+            self.chains[folder] = above + sorted(own, key=lambda item: (item[1], item[3])) if own else above
+        return self.chains[folder]
+
+    def of(self, path: Path, parsed: Name) -> dict[str, Any]:
+        """What is said of one scan."""
+        chain = self._chain(os.path.dirname(path))
+        fitting = [item for item in chain if item[0] == parsed.suffix]
+        if not fitting:
+            return {}
+        mine = set(parsed.entities.items())
+        merged: dict[str, Any] = {}
+        for _, _, entities, file in fitting:
+            if entities <= mine:
+                if file not in self.read:
+                    self.read[file] = _people.read_description(file, self.tell)
+                merged.update(self.read[file])
+        return merged
 
 
 @dataclass(frozen=True)
@@ -365,7 +443,7 @@ class _Participants:
 
 
 def _bare(identifier: object, prefix: str) -> str:
-    return str(identifier or "").strip().removeprefix(prefix)
+    return unicodedata.normalize("NFC", str(identifier or "").strip().removeprefix(prefix))
 
 
 def _participants(root: Path, tell: Tell) -> _Participants:
@@ -407,7 +485,7 @@ def _participants(root: Path, tell: Tell) -> _Participants:
         splits = {visit.get("split") for (who, _), visit in visits.items() if who == subject}
         if len(splits) > 1:
             raise LeakageError(f"sub-{subject} stands in more than one split", file=path, got=splits)
-    dictionary = _people.read_description(path.with_suffix(".json"), tell)
+    dictionary = _people.distrusted(table, _people.read_description(path.with_suffix(".json"), tell), tell)
     return _Participants(True, rows, visits, dictionary)
 
 
@@ -417,40 +495,50 @@ def _metadata(
     session: str,
     path: Path,
     people: _Participants,
-    tables: dict[Path, dict[str, dict[str, str]]],
+    tables: _Tables,
     tell: Tell,
 ) -> dict[str, Any]:
     """Fields from the participants row, overridden by the sessions row, overridden by the scans row."""
     person = dict(people.visits.get((subject, session)) or people.rows.get(subject, {}))
-    folder = root / f"sub-{subject}"
-    visit = _keyed(folder / f"sub-{subject}_sessions.tsv", "session_id", tables).get(session, {}) if session else {}
+    folder = f"{root}/sub-{subject}"
+    visit = tables.get(f"{folder}/sub-{subject}_sessions.tsv", "session_id").get(session, {}) if session else {}
     stem = f"sub-{subject}_ses-{session}" if session else f"sub-{subject}"
-    scan_folder = folder / f"ses-{session}" if session else folder
-    scans = _keyed(scan_folder / f"{stem}_scans.tsv", "filename", tables)
-    relative = path.relative_to(scan_folder).as_posix() if scan_folder in path.parents else path.name
+    scan_folder = f"{folder}/ses-{session}" if session else folder
+    scans = tables.get(f"{scan_folder}/{stem}_scans.tsv", "filename")
+    relative = str(path).removeprefix(f"{scan_folder}/") if scans else ""
     specific = {**visit, **scans.get(relative, {})}
     merged = {**person, **{key: cell for key, cell in specific.items() if _people.value(cell) is not None or key not in person}}
     return _people.facts(merged, people.dictionary, lambda text: tell(f"sub-{subject}: {text}"))
 
 
-def _keyed(path: Path, key: str, tables: dict[Path, dict[str, dict[str, str]]]) -> dict[str, dict[str, str]]:
-    if path not in tables:
-        rows = _people.read_table(path) if path.is_file() else []
-        tables[path] = {_bare(row.get(key), "ses-"): {k: v for k, v in row.items() if k != key} for row in rows}
-    return tables[path]
+class _Tables:
+    """Tables that are there, each read once, by a key column."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.read: dict[str, dict[str, dict[str, str]]] = {}
+
+    def get(self, path: str, key: str) -> dict[str, dict[str, str]]:
+        """Key -> row without it; empty where there is no such table."""
+        if path not in self.read:
+            if not self.tree.has(path):
+                return {}
+            rows = _people.read_table(Path(path))
+            self.read[path] = {_bare(row.get(key), "ses-"): {k: v for k, v in row.items() if k != key} for row in rows}
+        return self.read[path]
 
 
 # ---------------------------------------------------------------- labels
 
 
-def _labels(root: Path, files: _Files, dataset: str, tell: Tell) -> tuple[list[_Label], dict[tuple[str, str], set]]:
+def _labels(root: Path, files: _Files, dataset: str, tree: Tree, tell: Tell) -> tuple[list[_Label], dict[tuple[str, str], set]]:
     """Every label of the dataset and its derivatives, and the transforms stated between contrasts of a session."""
     found = [_label(path, root, "") for path in files.images if parse_name(path.name).suffix in LABEL_SUFFIXES]
     transforms: dict[tuple[str, str], set[frozenset[str]]] = defaultdict(set)
     paths = list(files.transforms)
     derivatives = root / "derivatives"
-    if derivatives.is_dir():
-        walked = _walk(derivatives)
+    if "derivatives" in tree.folders.get(str(root), ()):
+        walked = _sort(tree, str(derivatives))
         files.closed.extend(walked.closed)
         paths += walked.transforms
         others: Counter[str] = Counter()
@@ -589,7 +677,7 @@ def _orphans(rows: list[Scan], labels: list[_Label], dataset: str, licence: obje
                 subject=subject,
                 session=session,
                 contrast=contrasts.UNKNOWN,
-                contrast_raw=parse_name(label.path.name).suffix,
+                contrast_raw="",
                 path=str(label.path),
                 labels={label.name: str(label.path)},
                 licence=str(licence) if licence else None,

@@ -59,7 +59,11 @@ def read(root: Path, *, contrast_map: Mapping[str, str] | None = None, name: str
     facts = _facts(root)
     dataset = name or root.name
     channels = _channels(facts, root)
-    names = label_names(facts.get("labels") or {})
+    try:
+        names = label_names(facts.get("labels") or {})
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError("the labels of dataset.json cannot be understood", file=root / "dataset.json", expected='{"tumour": 1}',
+                         got=str(error)) from None  # fmt: skip
     ending = str(facts.get("file_ending", ".nii.gz"))
     if ending not in ENDINGS:
         raise InputError("this nnU-Net dataset holds files that are no NIfTI", file=root / "dataset.json",
@@ -122,7 +126,13 @@ def _channels(facts: Mapping[str, Any], root: Path) -> dict[str, str]:
             "dataset.json names no channels", file=root / "dataset.json", expected='"channel_names": {"0": "T1"} (or "modality")',
             got=", ".join(sorted(facts)) or "nothing",
         )  # fmt: skip
-    return {f"{int(number):04d}": str(text) for number, text in given.items()}
+    try:
+        return {f"{int(number):04d}": str(text) for number, text in given.items()}
+    except ValueError:
+        raise InputError(
+            "the channels of dataset.json are not numbered", file=root / "dataset.json", expected='"channel_names": {"0": "T1"}',
+            got=", ".join(map(str, given)),
+        ) from None  # fmt: skip
 
 
 def _images(folder: Path) -> dict[str, dict[str, Path]]:
@@ -141,7 +151,7 @@ def _images(folder: Path) -> dict[str, dict[str, Path]]:
 
 def _tell_counts(root: Path, facts: Mapping[str, Any], images: Mapping[str, Any]) -> None:
     stated = facts.get("numTraining")
-    if stated is not None and int(stated) != len(images):
+    if stated is not None and stated != len(images):
         logger.warning(
             "%s: dataset.json says numTraining %s, imagesTr holds %d cases: the files count", root.name, stated, len(images)
         )

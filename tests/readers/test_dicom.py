@@ -1,0 +1,196 @@
+"""DICOM trees made here: geometry against the numbers they were made from, faults told, and nobody named anywhere."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from neuroprior.core.errors import InputError
+from neuroprior.readers import dicom
+from neuroprior.readers._dicom_contrast import guess
+from neuroprior.stages.index import index
+
+pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
+pytest.importorskip("dcm2niix", reason="the extra `dicom` is not installed")
+
+PLANTED = ("Zaphod", "BEEBLEBROX", "MRN-424242", "19520311", "Heart of Gold", "Magrathea", "20240229", "DrMarvin")
+"""What must be found nowhere: name, identifier, birth date, institution, address, study date, physician."""
+T1 = {"RepetitionTime": 2300.0, "EchoTime": 2.98, "InversionTime": 900.0, "FlipAngle": 9.0, "ScanningSequence": ["GR", "IR"],
+      "SeriesDescription": "t1_mprage_sag"}  # fmt: skip
+Make = Callable[..., Path]
+
+
+def series(
+    folder: Path, number: int = 1, *, slices: int = 12, shift: float = 0.0, skip: tuple[int, ...] = (), **tags: Any
+) -> list[Path]:
+    """An axial series of 16 x 20 pixels of 2 x 1.5 mm, slices of 3 mm; the value of a pixel says where it is."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for k in range(slices):
+        if k in skip:
+            continue
+        data = Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, f"1.2.3.{number}.{k + 1}"
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+        data.Modality, data.Manufacturer, data.ManufacturerModelName, data.MagneticFieldStrength = "MR", "SIEMENS", "Prisma", 3.0
+        data.PatientName, data.PatientID, data.PatientBirthDate = "BEEBLEBROX^Zaphod", "MRN-424242", "19520311"
+        data.PatientSex, data.StudyDate, data.InstitutionName = "M", "20240229", "Heart of Gold"
+        data.PatientAddress, data.ReferringPhysicianName = "Magrathea", "DrMarvin"
+        data.ImageComments = "Zaphod BEEBLEBROX"
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.SeriesNumber, data.InstanceNumber = (
+            "1.2.3",
+            f"1.2.3.{number}",
+            number,
+            k + 1,
+        )
+        data.ImageType = ["ORIGINAL", "PRIMARY", "M"]
+        data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        data.ImagePositionPatient = [-16.0, -15.0 + shift * k, -20.0 + 3.0 * k]
+        data.PixelSpacing, data.SliceThickness, data.SpacingBetweenSlices = [1.5, 2.0], 3.0, 3.0
+        data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = 20, 16, 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+        rows, columns = np.mgrid[:20, :16]
+        data.PixelData = (columns + 20 * rows + 500 * k).astype(np.uint16).tobytes()
+        for tag, value in (T1 | tags).items():
+            setattr(data, tag, value(k) if callable(value) else value)
+        path = folder / f"Zaphod-{number}-{k}"
+        data.save_as(path, enforce_file_format=True)
+        made.append(path)
+    return made
+
+
+def the_row(root: Path, into: Path) -> Any:
+    (row,) = dicom.read(root, into=into)
+    return row
+
+
+def test_the_volume_lies_where_the_slices_said(tmp_path: Path) -> None:
+    series(tmp_path / "in/a")
+    assert "DICM" in str(dicom.recognises(tmp_path / "in"))
+    row = the_row(tmp_path / "in", tmp_path / "out")
+    assert (row.status, row.reasons, row.contrast) == ("ok", (), "T1w")
+    image = nibabel.load(row.path)
+    assert sorted(image.shape) == [12, 16, 20]
+    voxels = np.asarray(image.dataobj)
+    # the voxel at any place holds the value that was drawn there: patient x (left) by columns, y (back) by rows, z by slices
+    for column, line, k in ((0, 0, 0), (15, 0, 3), (3, 19, 11)):
+        lps = np.array([-16.0 + 2.0 * column, -15.0 + 1.5 * line, -20.0 + 3.0 * k])
+        at = np.rint(np.linalg.inv(image.affine) @ [-lps[0], -lps[1], lps[2], 1]).astype(int)[:3]
+        assert voxels[tuple(at)] == column + 20 * line + 500 * k
+    assert (row.age, row.sex, row.scanner) == (71.0, "M", "SIEMENS Prisma 3 T")
+    assert row.columns["contrast_confidence"] == 0.85
+
+
+def test_it_is_converted_once(tmp_path: Path) -> None:
+    series(tmp_path / "in")
+    first = the_row(tmp_path / "in", tmp_path / "out")
+    stamp = Path(first.path).stat().st_mtime_ns
+    assert the_row(tmp_path / "in", tmp_path / "out") == first
+    assert Path(first.path).stat().st_mtime_ns == stamp
+    series(tmp_path / "in", slices=13)
+    assert Path(the_row(tmp_path / "in", tmp_path / "out").path).stat().st_mtime_ns != stamp
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"skip": (5,)}, "about 1 slices are missing"), ({"skip": (5, 6, 9)}, "slices are missing"), ({"shift": 0.3}, "tilted by 5.7 degrees"),
+    ({"slices": 3}, "no volume"), ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localiser"),
+    ({"ImagePositionPatient": lambda k: [0.0, 0.0, 3.0 * (k // 2)], "slices": 24}, "duplicate positions"),
+    ({"ImagePositionPatient": lambda k: [0.0, 0.0, 3.0 * max(k, 1)]}, "duplicate positions"),
+    ({"ImageOrientationPatient": lambda k: [1, 0, 0, 0, 1, 0] if k else [0, 1, 0, 0, 0, -1]}, "several orientations"),
+    ({"GantryDetectorTilt": 12.0}, "tilted by 12.0 degrees"),
+    ({"EchoTime": lambda k: 5.0 * (1 + k % 2), "ImagePositionPatient": lambda k: [0.0, 0.0, 3.0 * (k // 2)], "slices": 24}, "holds 2 volumes"),
+])  # fmt: skip
+def test_a_fault_is_a_row_with_its_reason(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    series(tmp_path / "in", **options)
+    row = the_row(tmp_path / "in", tmp_path / "out")
+    assert row.status == "bad"
+    assert reason in "; ".join(row.reasons)
+    assert not Path(row.path).exists()
+
+
+def test_copies_other_modalities_and_rubbish_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = series(tmp_path / "in/a")
+    series(tmp_path / "in/ct", 2, Modality="CT")
+    (tmp_path / "in/b").mkdir()
+    (tmp_path / "in/b/copy").write_bytes(made[3].read_bytes())
+    (tmp_path / "in/notes.txt").write_text("Zaphod")
+    (tmp_path / "in/broken").write_bytes(made[0].read_bytes()[:150])
+    with caplog.at_level(logging.INFO):
+        row = the_row(tmp_path / "in", tmp_path / "out")
+    assert row.status == "warning"
+    assert "1 copies of slices are left out" in row.reasons
+    assert "12 DICOM files of another modality" in caplog.text
+    assert "1 files that are no DICOM" in caplog.text
+    assert "1 damaged DICOM files" in caplog.text
+    with pytest.raises(InputError, match="no magnetic resonance series"):
+        list(dicom.read(tmp_path / "in/ct", into=tmp_path / "none"))
+
+
+def test_two_visits_are_two_sessions_of_one_subject(tmp_path: Path) -> None:
+    series(tmp_path / "in/later", 2, StudyInstanceUID="1.2.9", StudyDate="20250301")
+    series(tmp_path / "in/sooner", 1)
+    series(tmp_path / "in/other", 3, PatientID="another", StudyInstanceUID="1.2.8")
+    rows = list(dicom.read(tmp_path / "in", into=tmp_path / "out"))
+    assert len({row.subject for row in rows}) == 2
+    days = sorted((row.subject, row.session, row.columns["days_since_first"]) for row in rows)
+    assert sorted(day for _, _, day in days) == [0, 0, 366]
+    assert next(session for _, session, day in days if day == 366) == "ses-02"
+    again = list(dicom.read(tmp_path / "in", into=tmp_path / "elsewhere"))
+    assert not {row.subject for row in rows} & {row.subject for row in again}  # another key, another pseudonym
+
+
+def test_nobody_is_named_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series(tmp_path / "in/Zaphod BEEBLEBROX")
+    series(tmp_path / "in/bad", 2, skip=(4,), SeriesDescription="Zaphod T2 19520311")
+    series(tmp_path / "in/odd", 3, ScanningSequence="RM", EchoTime=50.0, RepetitionTime=1500.0, InversionTime=None,
+           SeriesDescription="MRN-424242")  # fmt: skip
+    with caplog.at_level(logging.DEBUG):
+        summary = index([tmp_path / "in"], tmp_path / "index.parquet", workers=1)
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(tmp_path / "in")]
+    assert any(p.name == "image.nii.gz" for p in written)
+    assert summary.bad == 2
+    import pandas as pd
+
+    texts = [caplog.text, str(summary), pd.read_parquet(tmp_path / "index.parquet").to_csv()]
+    for path in written:
+        content = path.read_bytes()
+        texts += [str(path.relative_to(tmp_path)), content.decode("latin-1")]
+        texts += [gzip.decompress(content).decode("latin-1")] if path.suffix == ".gz" else []
+    for word in PLANTED:
+        for text in texts:
+            assert word.lower() not in text.lower().replace(str(tmp_path).lower(), ""), word
+
+
+@pytest.mark.parametrize(("tags", "contrast", "least"), [
+    (T1, "T1w", 0.8),
+    ({"ScanningSequence": "SE", "RepetitionTime": 500, "EchoTime": 12}, "T1w", 0.6),
+    ({"ScanningSequence": "SE", "RepetitionTime": 500, "EchoTime": 12, "ContrastBolusAgent": "Gadovist"}, "T1ce", 0.6),
+    (T1 | {"SeriesDescription": "t1_mprage +C"}, "T1ce", 0.8),
+    ({"ScanningSequence": ["SE", "IR"], "RepetitionTime": 9000, "EchoTime": 120, "InversionTime": 2500, "SeriesDescription": "FLAIR"}, "FLAIR", 0.8),
+    ({"ScanningSequence": "SE", "RepetitionTime": 5000, "EchoTime": 100, "SeriesDescription": "t2_tse"}, "T2w", 0.8),
+    ({"ScanningSequence": "SE", "RepetitionTime": 3000, "EchoTime": 15}, "PDw", 0.6),
+    ({"ScanningSequence": "GR", "RepetitionTime": 700, "EchoTime": 20, "SeriesDescription": "t2star"}, "T2starw", 0.8),
+    ({"ScanningSequence": "GR", "RepetitionTime": 28, "EchoTime": 20, "SeriesDescription": "SWI"}, "SWI", 0.5),
+    ({"ScanningSequence": "EP", "RepetitionTime": 5000, "EchoTime": 90, "DiffusionBValue": 1000}, "DWI", 0.6),
+    ({"ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]}, "ADC", 0.9),
+    ({"ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "TRACEW"]}, "DWI", 0.9),
+    ({"ScanningSequence": "SE", "RepetitionTime": 5000, "EchoTime": 100, "SeriesDescription": "T1 sag"}, "T1w", 0.3),
+    ({}, "unknown", 0.0), ({"RepetitionTime": "x", "EchoTime": []}, "unknown", 0.0),
+])  # fmt: skip
+def test_the_contrast_is_guessed_with_a_confidence(tags: dict[str, Any], contrast: str, least: float) -> None:
+    found = guess(tags)
+    assert found.contrast == contrast
+    assert least <= found.confidence <= min(1.0, least + 0.1)
