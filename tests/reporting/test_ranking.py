@@ -81,6 +81,7 @@ def test_models_are_ranked_over_tasks() -> None:
     assert [m["metric"] for m in seg["maps"]] == ["dice", "nsd"]
     assert seg["maps"][0]["pairs"][0]["p_holm"] < 0.05
     assert seg["floor"] == "Every model is better than the trivial floor (empty mask, by dice)."
+    assert seg["left_out"] == ""
     age = next(task for task in found["tasks"] if "age" in task["name"])
     assert age["floor"].endswith("Not told from it: weak.")
     assert len(found["figures"]) == 2 + 5
@@ -126,6 +127,17 @@ def test_equal_models_are_not_put_in_an_order() -> None:
     assert found is not None
     assert not found["supported"]
     assert "is not supported by the data" in found["sentence"]
+
+
+def test_cases_without_a_value_of_every_run_are_told() -> None:
+    table = frame(rows_of("a", 0.1, 1, "s"), rows_of("b", 0.3, 2, "s"))
+    table.loc[(table["model"] == "b") & (table["case"] == "s03"), "value"] = None
+    found = ranking.ranking(table)
+    assert found is not None
+    assert found["tasks"][0]["left_out"].startswith(
+        "Left out here, because the metric is not defined for every run: 1 of the cases"
+    )
+    assert found["subjects"]["segmentation of meningioma"] == N - 1
 
 
 def test_one_model_alone_is_not_ranked() -> None:

@@ -79,7 +79,9 @@ class Ranking:
         few = [task for task, n in self.subjects.items() if n < FEWEST]
         if few:
             return f"Nothing can be said of the order: {', '.join(few)} has fewer than {FEWEST} subjects."
-        order = " > ".join(self.models)
+        order = self.models[0] + "".join(
+            f" {'=' if self.rank[k] == self.rank[k - 1] else '>'} {self.models[k]}" for k in range(1, len(self.models))
+        )
         tau = f"Kendall's tau between draws {self.mean_tau:.2f}" if np.isfinite(self.mean_tau) else "all models tie"
         if self.supported:
             return f"The order {order} is supported by the data: each model is ahead of the next in at least {self.level:.1%} of the draws ({tau})."

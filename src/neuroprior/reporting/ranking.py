@@ -72,7 +72,10 @@ def ranking(scores: pd.DataFrame, protocol: Protocol | None = None, *, seed: int
     clean = scores[scores["condition"] == "clean"]
     blocks = [
         _task(result.by_task[task], [m for m in maps if m.task == task], share[task] / total)
-        | {"floor": floor_words(clean[(clean["task"] + " of " + clean["target"]) == task], result.by_task[task].models)}
+        | {
+            "left_out": _left_out([m for m in maps if m.task == task]),
+            "floor": floor_words(clean[(clean["task"] + " of " + clean["target"]) == task], result.by_task[task].models),
+        }
         for task in used
     ]
     many = max(result.runs.values())
@@ -95,6 +98,17 @@ def ranking(scores: pd.DataFrame, protocol: Protocol | None = None, *, seed: int
         "tasks": blocks,
         "figures": _figures(result, maps),
     }  # fmt: skip
+
+
+def _left_out(maps: Sequence[Significance]) -> str:
+    """That models are ranked on the cases that all runs have a value of, where some are left out."""
+    left = max(one.left_out for one in maps)
+    if not left:
+        return ""
+    return (
+        f"Left out here, because the metric is not defined for every run: {left} of the cases. So the values are others than under Scores, where "
+        "a false alarm on a case without the structure counts; look at the empty specificity too."
+    )
 
 
 def floor_words(frame: pd.DataFrame, models: Sequence[str]) -> str:
