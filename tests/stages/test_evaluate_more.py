@@ -49,7 +49,7 @@ SEX: dict[str, Any] = {"classes": ["F", "M"], "positive": "M", "floor": {"prior"
 
 
 def guesses(n: int, scan: Any) -> float:
-    return min(0.95, max(0.05, (0.7 if scan.sex == "M" else 0.3) + 0.04 * (n % 7 - 3)))
+    return min(0.95, max(0.05, (0.6 if scan.sex == "M" else 0.4) + 0.08 * (n % 7 - 3)))
 
 
 def note_of(path: Path) -> dict[str, Any]:
@@ -164,10 +164,15 @@ def test_a_leave_one_site_out_run_is_a_domain_shift(index_file: Path, tmp_path: 
     write_scores(rows, folder / "scores.parquet", {"stage": "crossvalidate", "scheme": "loso"})
     lines = [f"{'north' if n < 5 else 'south'}\t{subject}\ttest" for n, subject in enumerate(subjects)]
     (folder / "folds.tsv").write_text("\n".join(["fold\tparticipant_id\tsplit", *lines]) + "\n")
+    answered = [f"{case}\t{value + 5}\t{value - 5}\t{value + 15}" for case, value in zip(cases, truth, strict=True)]
+    answered[0] = f"{cases[0]}\t{truth[0]}\tn/a\tn/a"
+    (folder / "out_of_fold.tsv").write_text("\n".join(["case\tvalue\tvalue_low\tvalue_high", *answered]) + "\n")
     evaluate(folder, index_file, out=tmp_path / "s.parquet", name="cv")
     table = pd.read_parquet(tmp_path / "s.parquet").set_index(["metric", "region"])
     assert table.loc[("mae", "left_out=north"), "value"] == pytest.approx(9)
     assert table.loc[("mae_shift", "left_out"), "value"] == pytest.approx(8)
+    assert table.loc[("coverage", "all"), "value"] == 1
+    assert table.loc[("coverage", "all"), "n"] == 9
     assert "worst group north" in table.loc[("mae_shift", "left_out"), "note"]
 
 
