@@ -156,3 +156,28 @@ def test_another_grid_is_an_error_row_unless_asked_for_and_all_zero_references_a
     assert dice.loc["a.nii.gz", "value"] == pytest.approx(2 * 216 / (216 + covered))
     assert done.rule.startswith("rule for empty masks: honest")
     assert done.rule in str(done)
+
+
+def test_the_nearest_neighbour_is_scipys() -> None:
+    """An oblique, anisotropic grid against scipy's affine transform of order 0."""
+    from scipy import ndimage
+
+    from neuroprior.assessments._predictions import nearest
+    from neuroprior.core.geometry import grid_of
+    from neuroprior.core.volume import Volume
+
+    rng = np.random.default_rng(0)
+    source = np.diag([1.0, 1.3, 2.1, 1.0])
+    source[:3, 3] = (-4, 3, 1)
+    turn = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
+    target = np.eye(4)
+    target[:3, :3] = turn @ np.diag([0.7, 1.9, 1.1])
+    target[:3, 3] = (-1, 2, 2)
+    labels = rng.integers(0, 5, (14, 12, 9)).astype(np.int16)
+    grid = grid_of(Volume(np.zeros((10, 11, 12), dtype=np.int16), target))
+    back = np.linalg.inv(source) @ target
+    theirs = ndimage.affine_transform(labels, back[:3, :3], back[:3, 3], (10, 11, 12), order=0, mode="grid-constant", cval=0)
+    mine = nearest(Volume(labels, source), grid)
+    assert mine.dtype == labels.dtype
+    assert np.count_nonzero(mine) > 100
+    assert np.array_equal(mine, theirs)

@@ -12,8 +12,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from neuroprior.assessments._tables import write_scores
 from neuroprior.core import artifacts
 from neuroprior.core.errors import ConfigError, InputError
+from neuroprior.core.records import Score
 from neuroprior.data.index import read_index
 from neuroprior.inference import derivative
 from neuroprior.stages.evaluate import evaluate
@@ -49,7 +51,7 @@ SEX: dict[str, Any] = {"classes": ["F", "M"], "positive": "M", "floor": {"prior"
 
 
 def guesses(n: int, scan: Any) -> float:
-    return min(0.95, max(0.05, (0.7 if scan.sex == "M" else 0.3) + 0.04 * (n % 7 - 3)))
+    return min(0.95, max(0.05, (0.6 if scan.sex == "M" else 0.4) + 0.3 * float(np.sin(3 * n + 1))))
 
 
 def note_of(path: Path) -> dict[str, Any]:
@@ -107,8 +109,15 @@ def test_some_assessments_only(index_file: Path, tmp_path: Path) -> None:
 def test_further_groups_are_columns_of_the_index(index_file: Path, tmp_path: Path) -> None:
     rows = [row(case, value=scan.age + n) for n, (case, scan) in enumerate(sorted(people(index_file).items()))]
     folder = predictions(tmp_path / "p", "regression", "age", rows, floor={"mean": 50.0})
-    evaluate(folder, index_file, out=tmp_path / "s.parquet", groups="health", assess="fairness")
+    curve = [
+        Score("scratch", "regression", "age", case, case, "absolute_error", "all", "scratch", 20.0 / shots)
+        for shots in (2, 5) for case in people(index_file)
+    ]  # fmt: skip
+    extra = [{"shots": str(shots), "seed": 0, "subjects_learned": shots} for shots in (2, 5) for _ in people(index_file)]
+    write_scores(curve, tmp_path / "few/curve.parquet", {"stage": "fewshot"}, extra=extra)
+    evaluate(folder, index_file, out=tmp_path / "s.parquet", groups="health", assess="fairness", fewshot=tmp_path / "few")
     table = pd.read_parquet(tmp_path / "s.parquet")
+    assert list(table[table["condition"] == "few-shot"]["region"]) == ["shots=2", "shots=5"]
     health = {str(scan.health) for scan in people(index_file).values()}
     found = set(table[(table["metric"] == "mae") & table["region"].str.startswith("health=")]["region"])
     assert found == {f"health={name}" for name in health}
@@ -150,7 +159,6 @@ def test_the_card_holds_the_numbers_of_the_table_and_is_written_once(index_file:
 
 
 def test_a_leave_one_site_out_run_is_a_domain_shift(index_file: Path, tmp_path: Path) -> None:
-    from neuroprior.assessments._tables import write_scores
     from neuroprior.assessments.accuracy import Context, regress
 
     folder = tmp_path / "cv"
@@ -164,10 +172,15 @@ def test_a_leave_one_site_out_run_is_a_domain_shift(index_file: Path, tmp_path: 
     write_scores(rows, folder / "scores.parquet", {"stage": "crossvalidate", "scheme": "loso"})
     lines = [f"{'north' if n < 5 else 'south'}\t{subject}\ttest" for n, subject in enumerate(subjects)]
     (folder / "folds.tsv").write_text("\n".join(["fold\tparticipant_id\tsplit", *lines]) + "\n")
+    answered = [f"{case}\t{value + 5}\t{value - 5}\t{value + 15}" for case, value in zip(cases, truth, strict=True)]
+    answered[0] = f"{cases[0]}\t{truth[0]}\tn/a\tn/a"
+    (folder / "out_of_fold.tsv").write_text("\n".join(["case\tvalue\tvalue_low\tvalue_high", *answered]) + "\n")
     evaluate(folder, index_file, out=tmp_path / "s.parquet", name="cv")
     table = pd.read_parquet(tmp_path / "s.parquet").set_index(["metric", "region"])
     assert table.loc[("mae", "left_out=north"), "value"] == pytest.approx(9)
     assert table.loc[("mae_shift", "left_out"), "value"] == pytest.approx(8)
+    assert table.loc[("coverage", "all"), "value"] == 1
+    assert table.loc[("coverage", "all"), "n"] == 9
     assert "worst group north" in table.loc[("mae_shift", "left_out"), "note"]
 
 

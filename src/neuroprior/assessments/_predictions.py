@@ -563,4 +563,28 @@ def from_crossvalidation(
         made.groups[row.case] = groups_of(scans, {}, columns) if scans else {}
         if noted.get("scheme") == "loso" and row.subject in left:
             made.groups[row.case]["left_out"] = left[row.subject]
+    made.rows += _out_of_fold(folder / "out_of_fold.tsv", mine)
     return made, {"task": mine[0].task, "target": mine[0].target}
+
+
+def _out_of_fold(path: Path, rows: Sequence[Score]) -> list[Score]:
+    """Intervals of numbers and probabilities of more than two classes, which the table of scores does not hold; each learned on other folds."""
+    if not path.is_file():
+        return []
+    first = {row.case: row for row in rows}
+    made = []
+    with open(path, encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file, delimiter="\t"):
+            one = first.get(line["case"])
+            if one is None:
+                continue
+            named = {"interval_low": line.get("value_low"), "interval_high": line.get("value_high")}
+            cells = [(metric, "all", _number(cell)) for metric, cell in named.items()]
+            classes = [key for key in line if key.startswith("p_") and f"{key}_uncalibrated" in line]
+            if len(classes) > 2:
+                cells += [("class_probability", key.removeprefix("p_"), _number(line[f"{key}_uncalibrated"])) for key in classes]
+            made += [
+                replace(one, metric=metric, region=region, value=value, note="")
+                for metric, region, value in cells if math.isfinite(value)
+            ]  # fmt: skip
+    return made
