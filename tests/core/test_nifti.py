@@ -260,3 +260,21 @@ def test_the_fast_way_to_a_header_says_what_the_slow_way_says(tmp_path: Path) ->
         np.testing.assert_allclose(fast[0].spacing_mm, slow.spacing_mm, rtol=1e-12)
         assert fast[1] == nifti._length(nifti._parse(start, tmp_path / "x.nii"))
     assert taken > 1200
+
+
+def test_a_qfac_of_0_counts_as_1(tmp_path: Path) -> None:
+    """The standard says so, and converters write it; nibabel's own reader mends it with a warning."""
+    from nibabel.nifti1 import Nifti1Header
+
+    header = Nifti1Header()
+    header.set_data_shape((20, 21, 22))
+    header.set_zooms((9, 9, 9))
+    header.set_qform(np.array([[-9.0, 0, 0, 5], [0, 9, 0, 6], [0, 0, 9, 7], [0, 0, 0, 1]]), code=1)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    wanted = np.diag([-9.0, 9, -9, 1])  # qfac 1: a half turn about y instead of a mirror
+    wanted[:3, 3] = [5, 6, 7]
+    path = tmp_path / "x.nii"
+    for qfac, affine in ((0.0, wanted), (-1.0, header.get_qform())):
+        header["pixdim"][0] = qfac
+        path.write_bytes(header.structarr.tobytes() + bytes(4) + bytes(4 * 20 * 21 * 22))
+        np.testing.assert_allclose(nifti.inspect_header(path).affine, affine, atol=1e-5)

@@ -164,7 +164,7 @@ def _plain(start: bytes) -> tuple[Header, int] | None:
         if 3e-7 < rest < 4.2e-7:  # nibabel takes what is below three times the float32 epsilon as 0
             return None
         a = math.sqrt(rest) if rest > 3e-7 else 0.0
-        face = -1.0 if pixdim[0] == -1.0 else 1.0
+        face = -1.0 if pixdim[0] == -1.0 else 1.0  # 0 counts as 1, as the standard says
         turned = (
             (a * a + b * b - c * c - d * d, 2 * (b * c + a * d), 2 * (b * d - a * c)),
             (2 * (b * c - a * d), a * a + c * c - b * b - d * d, 2 * (c * d + a * b)),
@@ -748,9 +748,14 @@ def _affine(header: Nifti1Header, shape: tuple[int, int, int], zooms: np.ndarray
 
 def _qform(header: Nifti1Header) -> tuple[np.ndarray | None, str]:
     """The qform's affine, or None and why not."""
+    from nibabel.spatialimages import HeaderDataError
+
+    if abs(float(header["pixdim"][0])) != 1:  # the standard takes 0 as 1; some converters leave other numbers there
+        header = header.copy()
+        header["pixdim"][0] = 1
     try:
         qform = header.get_qform()
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, HeaderDataError) as error:
         return None, str(error)
     if qform is None or not _invertible(qform):
         return None, "it is not invertible"
