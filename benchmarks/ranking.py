@@ -101,7 +101,7 @@ def judged(out: Path, name: str, source: str, seed: int, steps: int) -> list[Pat
         if done.exit_code:  # interrupted: what it wrote is no result
             raise SystemExit(done.exit_code)
         neuroprior.predict(out / "few" / label, [str(index)], out=out / "predictions" / label, split="test", preset="fast")
-        neuroprior.evaluate(out / "predictions" / label, index, out=table, name=f"{name} seed {seed}")
+        neuroprior.evaluate(out / "predictions" / label, index, out=table, name=f"{name} seed {seed}", resample=True)
         logger.info("%s: %.0f s", label, time.perf_counter() - start)
     return tables
 

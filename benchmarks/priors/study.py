@@ -166,7 +166,7 @@ def few_shot(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
             set=[f"training.steps={settings['few_steps']}", f"data.patch={2 * settings['patch'][0]}"],
         )  # fmt: skip
         neuroprior.predict(run, [str(index)], out=out / "few" / f"{name}-{row}-{seed}-predictions", split="test")
-        neuroprior.evaluate(out / "few" / f"{name}-{row}-{seed}-predictions", index, out=scores, name=row)
+        neuroprior.evaluate(out / "few" / f"{name}-{row}-{seed}-predictions", index, out=scores, name=row, resample=True)
     return f"few-shot {row}-{seed}"
 
 
