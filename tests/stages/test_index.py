@@ -94,6 +94,8 @@ def test_a_condition_leaves_rows_out(made: Path, tmp_path: Path) -> None:
     summary = index([made], tmp_path / "i.parquet", where="contrast == 'FLAIR' and age > 60 and licence == 'CC0'", workers=1)
     assert {(r.contrast, r.dataset) for r in read_index(tmp_path / "i.parquet")} == {("FLAIR", "one")}
     assert (summary.ok + summary.warning, summary.left_out) == (2, 22)
+    again = index([made], tmp_path / "i.parquet", where="contrast == 'FLAIR' and age > 60 and licence == 'CC0'", workers=1)
+    assert (again.reused, again.left_out) == (2, 22)
     index([made], tmp_path / "i.parquet", where="EDSS >= 2.5 and shape is not None", workers=1)
     assert {r.subject for r in read_index(tmp_path / "i.parquet")} == {"one/sub-5", "two/sub-5"}
     with pytest.raises(ConfigError, match="did you mean 'EDSS'"):

@@ -190,7 +190,7 @@ def index(
     table = _split(
         table, fractions, seed, given, [part.strip() for part in stratify.split(",") if part.strip()], [*groups, *pairs]
     )
-    tables.write_table(table, out, settings=options.key(), sources=[piece.note for piece in made])
+    tables.write_table(table, out, settings=options.key(), sources=[{**piece.note, "left_out": piece.left_out} for piece in made])
     earlier.done()
     issues = _write_issues(table, out)
     if pretrain_json is not None:
@@ -444,7 +444,7 @@ class _Earlier:
             logger.info("%d scans of a run that was interrupted are taken over", rows)
             self.table = pa.concat_tables([*([self.table] if self.table is not None else []), *found])
 
-    def note_of(self, source: _Source) -> dict[str, str]:
+    def note_of(self, source: _Source) -> dict[str, Any]:
         """What the earlier index says of a source."""
         from ..data.index import clean
 
@@ -520,8 +520,9 @@ def _one(source: _Source, options: _Options, earlier: _Earlier, pool: _Pool, lin
         "options": options.key(),
         "name": source.name or "",
     }
-    if earlier.note_of(source) == note and (rows := _kept(earlier.rows_of(note["root"]), tree)) is not None:
-        return _Piece(source, rows, note, int(earlier.note_of(source).get("left_out", 0)), rows.num_rows, untouched=True)
+    before = earlier.note_of(source)
+    if {**before, "left_out": 0} == {**note, "left_out": 0} and (rows := _kept(earlier.rows_of(note["root"]), tree)) is not None:
+        return _Piece(source, rows, note, int(before.get("left_out", 0)), rows.num_rows, untouched=True)
     said: dict[str, Any] = {"contrast_map": options.mapping}
     said |= {"name": source.name} if source.name else {}
     said |= {"column_map": options.column} if reader == "table" else {}
