@@ -203,10 +203,8 @@ def _opened(path: str, frame: Frame, inode: int, mtime_ns: int, size: int) -> An
         crc = zlib.crc32(file.read(frame.length - frame.header - frame.chunks), crc)
     if crc != frame.crc:
         raise _damaged(Path(path), "an index of chunks that is not the one that was written")
-    try:
-        return blosc2.open(path, mode="r", offset=frame.offset, mmap_mode="r")
-    except (RuntimeError, ValueError, OSError):
-        return blosc2.open(path, mode="r", offset=frame.offset)  # a file system without memory maps
+    # read, not mapped: as fast from the page cache, twice as fast from the disk, and a file that is cut short is an error, not a signal
+    return blosc2.open(path, mode="r", offset=frame.offset)
 
 
 def read_array(path: Path, frame: Frame, box: Box | None = None) -> np.ndarray:

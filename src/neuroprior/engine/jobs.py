@@ -8,6 +8,7 @@ back as an :class:`Outcome` with the reason: one bad job never ends the others, 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core.errors import ConfigError, InputError, MissingDependency, NeuropriorError
+from ..core.errors import ConfigError, InputError, MissingDependency, NeuropriorError, suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -459,6 +460,13 @@ def slurm_cluster(settings: Path) -> tuple[Any, int]:
     jobs = given.pop("jobs", 1)
     if not isinstance(jobs, int) or jobs < 1:
         raise ConfigError("impossible SLURM settings", file=settings, expected="jobs: a positive whole number", got=repr(jobs))
+    parts = (SLURMCluster.job_cls, *SLURMCluster.job_cls.__mro__, *SLURMCluster.__mro__)
+    known = {name for part in parts for name in inspect.signature(part.__init__).parameters} - {"self", "args", "kwargs"}
+    strange = sorted(set(given) - known)
+    if strange:
+        raise ConfigError(
+            "unknown SLURM settings", file=settings, expected=suggestion(strange[0], sorted(known)), got=", ".join(strange)
+        )
     given = {"processes": 1, **given}
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         try:
