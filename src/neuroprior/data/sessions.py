@@ -6,7 +6,7 @@
     ...            Blosc2 frames, one an array, each at a multiple of 64 bytes
     ...            the record: JSON, sorted keys, UTF-8
     ...            the layout: JSON, array name -> where its frame lies
-    48 bytes       lengths of record and layout, their BLAKE2b (16 bytes), magic
+    56 bytes       lengths of record and layout, their BLAKE2b (16 bytes), that of everything before (16 bytes), magic
 
 A file appears whole or not at all. The record says what a model can see (grid, conform records, SHA-256 of the voxels, metadata); the
 layout says only where the bytes lie. What Blosc2 needs to find its chunks is checked by a CRC before it is used, so that a damaged
@@ -33,7 +33,7 @@ from ..core.errors import ArtifactError
 
 MAGIC = b"NPSESS\x03\n"
 ALIGN = 64
-TAIL = struct.Struct("<QQ16s8s8x")
+TAIL = struct.Struct("<QQ16s16s8s")
 CHUNK, BLOCK = 64, 16
 """Edges of a Blosc2 chunk and of the blocks in it, which are decoded one by one: measured in benchmarks/data."""
 OPEN = 16
@@ -141,17 +141,23 @@ def write(path: Path, record: Mapping[str, Any], arrays: Mapping[str, Packed]) -
         ArtifactError: the disk is full or not writable.
     """
     layout: dict[str, Any] = {}
+    body = blake2b(digest_size=16)
     with artifacts.atomic(path) as temporary, open(temporary, "wb") as file:
-        file.write(MAGIC)
+
+        def put(content: bytes) -> None:
+            file.write(content)
+            body.update(content)
+
+        put(MAGIC)
         for name, packed in sorted(arrays.items()):
-            file.write(b"\0" * (-file.tell() % ALIGN))
+            put(b"\0" * (-file.tell() % ALIGN))
             crc = zlib.crc32(packed.frame[packed.header + packed.chunks :], zlib.crc32(packed.frame[: packed.header]))
             layout[name] = Frame(file.tell(), len(packed.frame), packed.header, packed.chunks, crc, packed.scale).plain()
-            file.write(packed.frame)
+            put(packed.frame)
         told = json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         where = json.dumps(layout, sort_keys=True, separators=(",", ":")).encode()
         file.write(told + where)
-        file.write(TAIL.pack(len(told), len(where), blake2b(told + where, digest_size=16).digest(), MAGIC))
+        file.write(TAIL.pack(len(told), len(where), blake2b(told + where, digest_size=16).digest(), body.digest(), MAGIC))
 
 
 def _damaged(path: Path, got: str) -> ArtifactError:
@@ -170,7 +176,7 @@ def read(path: Path) -> tuple[bytes, dict[str, Frame]]:
             if size < TAIL.size + len(MAGIC):
                 raise _damaged(path, f"{size} bytes")
             file.seek(size - TAIL.size)
-            record, layout, digest, magic = TAIL.unpack(file.read(TAIL.size))
+            record, layout, digest, _, magic = TAIL.unpack(file.read(TAIL.size))
             start = size - TAIL.size - record - layout
             if magic != MAGIC or start < len(MAGIC):
                 raise _damaged(path, "no end of a session file")
@@ -253,4 +259,19 @@ def check(path: Path) -> list[str]:
                 problems.append(f"{name}: the voxels are not the ones that were written")
         except ArtifactError as error:
             problems.append(f"{name}: {error.what} (got {error.got})")
-    return problems
+    return problems or ([] if _whole(path) else ["bytes between its arrays are not the ones that were written"])
+
+
+def _whole(path: Path) -> bool:
+    """Whether everything before the record is as it was written."""
+    body = blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size - TAIL.size)
+        record, layout, _, digest, _ = TAIL.unpack(file.read(TAIL.size))
+        left = size - TAIL.size - record - layout
+        file.seek(0)
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            body.update(part)
+            left -= len(part)
+    return body.digest() == digest

@@ -20,10 +20,11 @@ The ``store_hash`` depends on the spec, the voxels and the metadata alone: not o
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -52,22 +53,25 @@ TABLE = "sessions.parquet"
 SUFFIX, AGAIN = ".nps", ".again"
 """Of a session file, and of the empty file beside one that is to be made again."""
 
+TEXT = ("key", "dataset", "subject", "session", "split", "reference", "scans", "labels", "columns", "layout")
+"""Text columns of ``sessions.parquet``; the last four are JSON."""
+
 ROWS = 2000
 """Rows of ``sessions.parquet`` written at once."""
 
 
 class Later(Mapping[str, Any]):
-    """A mapping whose keys are known and whose values are read when one is first asked for."""
+    """A part of a session's record whose keys are known and whose values are read from its file when one is first asked for."""
 
-    __slots__ = ("_get", "_names")
+    __slots__ = ("_key", "_names", "_part", "_root")
 
-    def __init__(self, names: Sequence[str], get: Callable[[], Mapping[str, Any]]) -> None:
-        self._names, self._get = names, get
+    def __init__(self, names: tuple[str, ...], root: Path, key: str, part: str) -> None:
+        self._names, self._root, self._key, self._part = names, root, key, part
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
             raise KeyError(name)
-        return self._get()[name]
+        return _record(session_file(self._root, self._key))[self._part][name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -312,10 +316,9 @@ def read_description(path: Path) -> dict[str, Any]:
 def _schema() -> Any:
     import pyarrow as pa
 
-    text = ("key", "dataset", "subject", "session", "split", "reference", "columns", "layout", "record_sha256")
-    fields = [(name, pa.string()) for name in text]
-    fields += [("scans", pa.list_(pa.string())), ("labels", pa.list_(pa.string())), ("shape", pa.list_(pa.int32()))]
-    return pa.schema([*fields, ("affine", pa.list_(pa.float64()))], metadata={b"neuroprior": b"store sessions"})
+    fields = [(name, pa.string()) for name in (*TEXT, "record_sha256")]
+    fields += [("shape", pa.list_(pa.int32(), 3)), ("affine", pa.list_(pa.float64(), 16))]
+    return pa.schema(fields, metadata={b"neuroprior": b"store sessions"})
 
 
 def write_table(path: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -353,7 +356,7 @@ def write_table(path: Path, keys: Iterable[str]) -> dict[str, Any]:
                     **{name: record[name] for name in ("key", "dataset", "subject", "session", "split", "reference", "shape")},
                     "columns": json.dumps(record["columns"], sort_keys=True, ensure_ascii=False),
                     "layout": json.dumps(layout, sort_keys=True), "record_sha256": hashlib.sha256(content).hexdigest(),
-                    "scans": list(record["scans"]), "labels": list(record["labels"]), "affine": np.ravel(record["affine"]).tolist(),
+                    "scans": json.dumps(list(record["scans"])), "labels": json.dumps(list(record["labels"])), "affine": np.ravel(record["affine"]).tolist(),
                 }
             )  # fmt: skip
             if len(rows) == ROWS:
@@ -369,54 +372,54 @@ def _read_table(path: Path) -> tuple[tuple[SessionView, ...], list[str]]:
     import pyarrow.parquet as pq
 
     damaged = ArtifactError("a table of the store is damaged", file=path / TABLE, next_step="run neuroprior store repair")
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through all sessions again and again, and none of them is garbage
     try:
         table = pq.read_table(path / TABLE)
         if not table.schema.remove_metadata().equals(_schema().remove_metadata()):
             raise damaged
-        columns = {name: table[name].to_pylist() for name in table.column_names if name not in ("affine", "record_sha256")}
-        affines = np.array(table["affine"].combine_chunks().flatten()).reshape(-1, 4, 4)
+        columns = {name: table[name].to_numpy().tolist() for name in TEXT}
+        shapes = table["shape"].combine_chunks().flatten().to_numpy().reshape(-1, 3).tolist()
+        affines = table["affine"].combine_chunks().flatten().to_numpy().reshape(-1, 4, 4)
+        parsed = {text: json.loads(text) for name in ("scans", "labels", "columns") for text in set(columns[name])}
+        names = {text: tuple(map(str, value)) for text, value in parsed.items() if isinstance(value, list)}
+        if not len(affines) == len(shapes) == table.num_rows:
+            raise damaged
+        return tuple(_views(path, columns, names, parsed, (shapes, affines))), columns["layout"]
     except FileNotFoundError:
         raise ArtifactError(
             "a table of the store is missing", file=path / TABLE, next_step="run neuroprior store repair"
         ) from None
-    except (OSError, pa.ArrowException, ValueError) as error:
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, ArtifactError):
             raise
-        damaged.got = str(error).splitlines()[0]
+        damaged.got = (str(error) or type(error).__name__).splitlines()[0]
         raise damaged from None
-    if len(affines) != table.num_rows or any(value is None for name in columns for value in columns[name]):
-        raise damaged
-    sessions = []
-    names: dict[tuple[str, ...], tuple[str, ...]] = {}
-    parsed: dict[str, Mapping[str, Any]] = {}
-    for number in range(table.num_rows):
-        row = {name: values[number] for name, values in columns.items()}
-        scans, labels = (names.setdefault(tuple(row[name]), tuple(row[name])) for name in ("scans", "labels"))
-        if row["columns"] not in parsed:
-            try:
-                parsed[row["columns"]] = dict(json.loads(row["columns"]))
-            except (ValueError, TypeError):
-                raise damaged from None
-        sessions.append(
-            SessionView(
-                row["key"], row["dataset"], row["subject"], row["session"], row["split"], tuple(row["shape"]), affines[number],
-                row["reference"], Later(scans, _Part(path, row["key"], "scans")), Later(labels, _Part(path, row["key"], "labels")),
-                parsed[row["columns"]], path,
-            )
-        )  # fmt: skip
-    return tuple(sessions), columns["layout"]
+    finally:
+        if collecting:
+            gc.enable()
 
 
-class _Part:
-    """A part of a session's record, read from its file when called."""
-
-    __slots__ = ("key", "part", "root")
-
-    def __init__(self, root: Path, key: str, part: str) -> None:
-        self.root, self.key, self.part = root, key, part
-
-    def __call__(self) -> Mapping[str, Any]:
-        return _record(session_file(self.root, self.key))[self.part]
+def _views(
+    path: Path,
+    columns: Mapping[str, list[str]],
+    names: Mapping[str, tuple[str, ...]],
+    parsed: Mapping[str, Any],
+    grids: tuple[list[list[int]], np.ndarray],
+) -> Iterator[SessionView]:
+    put = object.__setattr__
+    rows = zip(*(columns[name] for name in TEXT), *grids, strict=True)
+    for key, dataset, subject, session, split, reference, scans, labels, more, layout, shape, affine in rows:
+        if not (isinstance(layout, str) and isinstance(subject, str)):
+            raise ValueError("a value is missing")
+        view = object.__new__(SessionView)
+        values = {
+            "key": key, "dataset": dataset, "subject": subject, "session": session, "split": split, "shape": tuple(shape),
+            "affine": affine, "reference": reference, "scans": Later(names[scans], path, key, "scans"),
+            "labels": Later(names[labels], path, key, "labels"), "columns": parsed[more], "root": path,
+        }  # fmt: skip
+        put(view, "__dict__", values)  # a frozen dataclass's own way takes three times as long
+        yield view
 
 
 def describe_store(spec: ConformSpec, dtype: str, steps: Mapping[str, Any]) -> dict[str, Any]:
