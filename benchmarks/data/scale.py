@@ -39,23 +39,32 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+MADE: tuple[dict[str, Any], dict[str, sessions.Packed]] | None = None
+
+
 def stand_in(out: Path, key: str, scans: list[Scan], spec: ConformSpec, config: PrepareConfig) -> str | None:
     """A session file without reading, conforming or compressing anything: one made once, under another name."""
-    made = out.parent / "made"
+    global MADE
+    MADE = MADE or made_once(out.parent / "made", scans[0], spec, config)
+    record, packed = MADE
+    told = {**record, "key": key, "subject": scans[0].subject, "split": scans[0].split, "columns": {"age": 50 + len(key) % 7}}
+    told["scans"] = {name: {**entry, "scan": scans[0].scan} for name, entry in record["scans"].items()}
+    sessions.write(session_file(out, key), told, packed)
+    return None
+
+
+def made_once(
+    made: Path, scan: Scan, spec: ConformSpec, config: PrepareConfig
+) -> tuple[dict[str, Any], dict[str, sessions.Packed]]:
+    """The record and the arrays of a session that is prepared for real."""
+    prepare_session(made, "made", [scan], spec, config)
     file = session_file(made, "made")
-    if not file.exists():
-        prepare_session(made, "made", scans, spec, config)
     told, frames = sessions.read(file)
-    record = json.loads(told)
-    record |= {"key": key, "subject": scans[0].subject, "split": scans[0].split, "columns": {"age": 50 + len(key) % 7}}
-    for entry in record["scans"].values():
-        entry["scan"] = scans[0].scan
     whole = file.read_bytes()
-    packed = {
+    arrays = {
         n: sessions.Packed(whole[f.offset : f.offset + f.length], f.header, f.chunks, "", f.scale) for n, f in frames.items()
     }
-    sessions.write(session_file(out, key), record, packed)
-    return None
+    return json.loads(told), arrays
 
 
 def made_index(folder: Path, count: int) -> Path:
@@ -88,7 +97,7 @@ def first_batch(store: Path, workers: int) -> None:
     from neuroprior.data.pairs import PairConfig, PairDataset, collate_pairs
     from neuroprior.data.store import Store
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     opened = Store.open(store)
     open_s = time.perf_counter() - began
     dataset = PairDataset(opened, ("train",), PairConfig(patch=8), seed=0)
@@ -97,7 +106,7 @@ def first_batch(store: Path, workers: int) -> None:
     batch: Any = next(iter(loader))
     assert batch["image_a"].shape == (8, 1, 8, 8, 8)
     print(
-        f"  {workers} loader processes: open {open_s:.1f} s, with a dataset {made_s:.1f} s, first batch after {time.perf_counter() - began:.1f} s, peak {peak_mb():.0f} MB"
+        f"  {workers} loader processes: open {open_s:.1f} s, with a dataset {made_s:.1f} s, first batch after {time.perf_counter() - began:.1f} s ({time.process_time() - cpu:.1f} CPU-s of this process), peak {peak_mb():.0f} MB"
     )
 
 
@@ -106,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sessions", type=int, nargs="+", default=[30_000, 100_000, 300_000])
     parser.add_argument("--real", action="store_true")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--step", nargs="*")
     given = parser.parse_args()
@@ -136,7 +145,7 @@ def main() -> None:
             PrepareConfig(),
             building.Where(workers=given.workers),
         )
-        print(f"  again, nothing to do: {time.perf_counter() - began:.0f} s")
+        print(f"  again, nothing to do: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.0f}", flush=True)
         return
     for count in given.sessions:
         with tempfile.TemporaryDirectory(dir=given.folder) as name:

@@ -143,3 +143,13 @@ def test_slurm_settings_that_cannot_be_are_refused(text: str, tmp_path: Path) ->
     (tmp_path / "slurm.yml").write_text(text)
     with pytest.raises(ConfigError, match="SLURM"):
         jobs.slurm_cluster(tmp_path / "slurm.yml")
+
+
+def test_a_running_dask_cluster_is_used_by_its_address(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        pool, workers = jobs.dask_cluster(work, cluster.scheduler_address, 1)
+        assert workers == 2
+        found = outcomes(pool, [f"ok:{n}" for n in range(5)], tmp_path, jobs.Budget(workers))
+        assert {outcome.value for outcome in found.values()} == {f"OK:{n}" for n in range(5)}

@@ -363,5 +363,32 @@ def test_memory_is_foreseen_from_headers(tmp_path: Path) -> None:
     )
     small = replace(fine, shape=(60, 70, 60), spacing_mm=(3.0, 3.0, 3.0))
     spec = building.ConformSpec(spacing_mm=1.0)
-    assert preparing.memory_mb([fine], spec) > 5000 > 500 > preparing.memory_mb([small], spec)
+    assert preparing.memory_mb([fine], spec) > 4000 > 500 > preparing.memory_mb([small], spec)
     assert session_file(Path("s"), "../../etc/passwd").resolve().is_relative_to(Path("s").resolve())
+
+
+def test_a_scan_that_lies_beside_its_reference_is_aligned(index_file: Path, tmp_path: Path) -> None:
+    """A FLAIR whose header is 14 mm off: aligned it lies on the T1w again; one that is no head is left as it was."""
+    pytest.importorskip("dipy", reason="alignment is dipy's (extra atlas)")
+    first = read_index(index_file)[0].subject
+    scans = []
+    for scan in (s for s in read_index(index_file) if s.subject == first and s.contrast in ("T1w", "FLAIR")):
+        volume, _ = nifti.read_scan(scan.path)
+        affine = volume.affine.copy()
+        affine[0, 3] += 14.0 if scan.contrast == "FLAIR" else 0.0
+        nifti.write(tmp_path / f"{scan.contrast}.nii.gz", Volume(volume.voxels, affine))
+        scans.append(check_scan(replace(scan, path=str(tmp_path / f"{scan.contrast}.nii.gz"), labels={}), voxels=True))
+    index = write_index(scans, tmp_path / "index.parquet")
+    for name, align in (("off", False), ("on", True)):
+        prepare(index, tmp_path / name, spacing="4", workers=1, align=align)
+    whole = Store.open(tmp_path / "on")
+    (session,) = whole.sessions
+    rigid = np.array(session.scans["FLAIR"]["aligned"])
+    assert rigid[0, 3] == pytest.approx(14.0, abs=2.0)
+    assert any("aligned rigidly" in note for note in session.notes)
+    heads = [
+        {name: (o.read(session.key, name) > 0).astype(float) for name in ("T1w", "FLAIR")}
+        for o in (Store.open(tmp_path / "off"), whole)
+    ]
+    before, after = (2 * (h["T1w"] * h["FLAIR"]).sum() / (h["T1w"].sum() + h["FLAIR"].sum()) for h in heads)
+    assert after > before + 0.1
