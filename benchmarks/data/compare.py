@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = os.environ["BLOSC_NTHREADS"] = "1"
 
@@ -92,21 +93,34 @@ def interpolation(path: Path) -> dict[str, float]:
     return {name: float(np.sqrt(np.mean((found - exact)[tuple(inner)] ** 2)) / spread) for name, found in named.items()}
 
 
-def timed(function, files: list[Path], repeats: int) -> tuple[float, float]:
-    """Median milliseconds of a read, warm and cold."""
-    found = []
+def timed(ways: dict[str, Any], files: list[Path], repeats: int) -> dict[str, np.ndarray]:
+    """(3,) median milliseconds of a read by each way: warm, cold, and processor time warm. The ways take turns, so that all see the same load."""
+    found: dict[str, list[list[float]]] = {name: [[], [], []] for name in ways}
     for dropped in (False, True):
-        times = []
-        for number in range(repeats):
-            draw = np.random.default_rng(number)
-            if dropped:
-                for file in files:
-                    cold(file)
-            began = time.perf_counter()
-            function(number, draw)
-            times.append(time.perf_counter() - began)
-        found.append(1e3 * float(np.median(times)))
-    return found[0], found[1]
+        for number in range(-2, repeats):
+            for name, function in ways.items():
+                draw = np.random.default_rng(abs(number))
+                if dropped:
+                    for file in files:
+                        cold(file)
+                began, cpu = time.perf_counter(), time.process_time()
+                function(abs(number), draw)
+                if number >= 0:
+                    found[name][int(dropped)].append(time.perf_counter() - began)
+                    if not dropped:
+                        found[name][2].append(time.process_time() - cpu)
+    return {name: np.array([1e3 * float(np.median(times)) for times in rows]) for name, rows in found.items()}
+
+
+def dry_run(index_file: Path, folder: Path) -> str:
+    """What the dry run says of an index, beside what it took."""
+    spec, config, where = ConformSpec(spacing_mm=1.0, order=3), PrepareConfig(), building.Where(workers=1)
+    told = building.estimate(index_file, spec, config, where)
+    began = time.process_time()
+    built = building.build(index_file, folder, spec, config, where)
+    spent = time.process_time() - began
+    return (f"dry run: {told.cpu_seconds:.1f} CPU-s and {told.megabytes:.0f} MB foretold, {spent:.1f} CPU-s and {built.megabytes:.0f} MB taken "
+            f"({told.cpu_seconds / spent - 1:+.0%}, {told.megabytes / built.megabytes - 1:+.0%}), {built.sessions} sessions")  # fmt: skip
 
 
 def main() -> None:
@@ -151,36 +165,45 @@ def main() -> None:
         print("interpolation between slices, RMS distance to float64 cubic splines: "
               + ", ".join(f"{name} {np.mean([row[name] for row in told]):.2g}" for name in told[0]))  # fmt: skip
         names = [(s.key, n) for s in store.sessions for n in s.scans]
-        print("\n| ms, warm / cold | nnssl's way | ours | ratio |\n|---|--:|--:|--:|")
-        theirs = sorted((folder / "nnssl").iterdir())
+        print("\n| ms: warm / cold / processor, warm | nnssl's way | ours | ratio |\n|---|--:|--:|--:|")
+        theirs, own = sorted((folder / "nnssl").iterdir()), [s.file for s in store.sessions]
         for size in (64, 96, 160):
-            config = PairConfig(patch=size, min_head=0.0)
-            dataset = PairDataset(store, ("train", "val", "test"), config, seed=0, augment=False)
+            dataset = PairDataset(store, ("train", "val", "test"), PairConfig(patch=size, min_head=0.0), seed=0, augment=False)
 
-            def ours(number: int, draw: np.random.Generator, size: int = size, dataset: PairDataset = dataset) -> torch.Tensor:
+            def ours(number: int, draw: np.random.Generator, dataset: PairDataset = dataset) -> torch.Tensor:
                 key, contrast = names[number % len(names)]
-                _, image = dataset._box((store[key], contrast), draw)
-                return torch.from_numpy(image)
+                return torch.from_numpy(dataset._box((store[key], contrast), draw)[1])
 
             def nnssl(number: int, draw: np.random.Generator, size: int = size) -> torch.Tensor:
                 return peers.nnssl_read(theirs[number % len(theirs)], size, draw)
 
-            a, b = timed(nnssl, theirs, given.repeats), timed(ours, [s.file for s in store.sessions], given.repeats)
-            print(
-                f"| {size}^3 | {a[0]:.2f} / {a[1]:.2f} | {b[0]:.2f} / {b[1]:.2f} | {b[0] / a[0]:.2f} / {b[1] / a[1]:.2f} |",
-                flush=True,
-            )
+            found = timed({"nnssl": nnssl, "ours": ours}, theirs + own, given.repeats)
+            cells = [
+                " / ".join(f"{v:.2f}" for v in row) for row in (found["nnssl"], found["ours"], found["ours"] / found["nnssl"])
+            ]
+            print(f"| {size}^3 | {' | '.join(cells)} |", flush=True)
         arrays = sorted((folder / "fomo").iterdir())
         dataset = PairDataset(store, ("train", "val", "test"), PairConfig(patch=64), seed=0)
         paired = [number for number in range(200) if dataset[number]["paired"]]
-        a = timed(
-            lambda n, draw: peers.fomo_read_pair((arrays[n % len(arrays)], arrays[(n + 1) % len(arrays)]), 64, draw),
-            arrays,
-            given.repeats,
+
+        def pair(number: int, draw: np.random.Generator) -> list[torch.Tensor]:
+            item = dataset[paired[number % len(paired)]]
+            return [torch.from_numpy(np.ascontiguousarray(item[name])) for name in ("image_a", "image_b")]
+
+        def fomo(number: int, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+            return peers.fomo_read_pair((arrays[number % len(arrays)], arrays[(number + 1) % len(arrays)]), 64, draw)
+
+        found = timed({"fomo": fomo, "ours": pair}, arrays + own, given.repeats)
+        shown = [" / ".join(f"{v:.1f}" for v in row) for row in (found["fomo"], found["ours"], found["fomo"] / found["ours"])]
+        print(
+            f"\na pair of 64^3, ms (warm / cold / processor): FOMO2JOMO's way {shown[0]}, ours (mirroring, and drawing again for the head) {shown[1]}, ratio {shown[2]}"
         )
-        b = timed(lambda n, draw: torch.from_numpy(np.stack([(item := dataset[paired[n % len(paired)]])["image_a"], item["image_b"]])), [s.file for s in store.sessions], given.repeats)  # fmt: skip
-        print(f"\na pair of 64^3, ms, warm / cold: FOMO2JOMO's way {a[0]:.1f} / {a[1]:.1f}, ours (flip and draws again for the head included) "
-              f"{b[0]:.1f} / {b[1]:.1f}, ratio {a[0] / b[0]:.1f} / {a[1] / b[1]:.1f}")  # fmt: skip
+        index(
+            [given.data.parent / name for name in ("openms-long", "openms-cross", "stroke-cstar")],
+            folder / "three.parquet",
+            workers=1,
+        )
+        print(dry_run(folder / "three.parquet", folder / "three"), f"load {os.getloadavg()[0]:.0f}")
 
 
 if __name__ == "__main__":

@@ -287,3 +287,25 @@ def test_an_error_in_a_worker_names_the_case(store_path: Path, tmp_path: Path) -
         session.file.unlink()
     with pytest.raises(RuntimeError, match=r"(?s)sample \d+ could not be read.*sub-\d+"):
         samples(store, workers=1)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float16", "float32"])
+def test_stored_voxels_keep_to_their_error_and_zero_means_outside(dtype: str) -> None:
+    values = np.random.default_rng(0).standard_normal((40, 41, 42)).astype(np.float32)
+    values[:4] = 0
+    for gain in (1.0, 300.0, 1e-4):
+        given = values * np.float32(gain)
+        given[20, 20, 20] = 20 * gain
+        stored, scale, error = sessions.quantised(given, dtype)
+        packed = sessions.pack(stored, scale)
+        back = sessions.scaled(stored, sessions.Frame(0, 1, 0, 1, 0, packed.scale))
+        assert float(np.abs(back - given).max()) == pytest.approx(error, rel=1e-3, abs=1e-12)
+        assert stored.dtype == dtype
+        if dtype == "int16":
+            assert error <= gain / 512 * 1.5 and np.log2(scale) == round(np.log2(scale))
+            np.testing.assert_array_equal(stored == 0, given == 0)
+            assert np.median(np.abs(back - given)) < gain / 1024
+    far = values.copy()
+    far[0, 0, 0] = 1e5
+    stored, scale, error = sessions.quantised(far, "int16")
+    assert stored.max() * scale == pytest.approx(1e5, rel=1e-3) and error <= scale

@@ -115,8 +115,8 @@ def quantised(values: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]
 
     Args:
         values: (x, y, z) float32.
-        dtype: ``int16`` (steps of about 1/512 standard deviation, a power of two, wider only where values would not fit), ``float16``
-            or ``float32``.
+        dtype: ``int16`` (steps of about 1/512 standard deviation, a power of two, wider only where values would not fit; the error is
+            half a step, and up to one for what would have become 0), ``float16`` or ``float32``.
     """
     if dtype != "int16":
         with np.errstate(over="ignore"):
@@ -128,6 +128,8 @@ def quantised(values: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]
         step *= 2
     scaled = values * np.float32(1 / step)
     np.rint(scaled, out=scaled)
+    lost = (scaled == 0) & (values != 0)  # 0 means outside the field of view, to all who read, so nothing else may become 0
+    scaled[lost] = np.where(values[lost] < 0, -1, 1)
     stored = scaled.astype(np.int16)
     scaled *= np.float32(step)
     scaled -= values
