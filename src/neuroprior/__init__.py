@@ -32,6 +32,7 @@ __all__ = [
     "pretrain",
     "probe",
     "report",
+    "store",
     "stress",
     "synthesise",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,10 +19,12 @@ from neuroprior.core import artifacts, nifti
 from neuroprior.core.errors import ArtifactError, InputError, LeakageError
 from neuroprior.core.geometry import canonical_grid, grid_of, resample_label_shares, resample_labels
 from neuroprior.core.volume import Volume
+from neuroprior.data import sessions
 from neuroprior.data.index import read_index
 from neuroprior.data.loading import make_loader
 from neuroprior.data.pairs import PairConfig, PairDataset, collate_pairs
-from neuroprior.data.store import Store
+from neuroprior.data.sessions import Frame
+from neuroprior.data.store import Store, write_table
 from neuroprior.stages.index import index
 from neuroprior.stages.prepare import prepare
 
@@ -31,6 +36,13 @@ def store(store_path: Path) -> Store:
 
 def copied(store_path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(store_path, tmp_path / "copy"))
+
+
+def flip(path: Path, frame: Frame, at: float = 0.5) -> None:
+    """Flip a bit of an array's chunks."""
+    content = bytearray(path.read_bytes())
+    content[frame.offset + frame.header + int(at * frame.chunks)] ^= 0x10
+    path.write_bytes(content)
 
 
 def read_sum(arguments: tuple[Path, str, str]) -> float:
@@ -84,10 +96,8 @@ def test_partial_volumes_are_those_of_the_files(index_file: Path, tmp_path: Path
         assert kept == pytest.approx(fine, rel=0.03)
         box = (slice(2, 9), slice(0, 5), slice(4, 12))
         np.testing.assert_array_equal(coarse.read_shares(session.key, "dseg", values, box), shares[(slice(None), *box)])
-    broken = next((tmp_path / "coarse").rglob("share.dseg.b2nd"))
-    other = next(path for path in (tmp_path / "coarse").rglob("share.dseg.b2nd") if path != broken)
-    shutil.copy(other, broken)
-    assert any("label dseg" in problem for problem in coarse.verify())
+    flip(*coarse.frame(coarse.sessions[0].key, "share.dseg"))
+    assert any("share.dseg" in problem for problem in coarse.verify())
 
 
 def test_a_store_no_coarser_than_its_labels_has_no_partial_volumes(heads: Path, tmp_path: Path) -> None:
@@ -156,17 +166,18 @@ def test_damage_is_found_and_named(store_path: Path, tmp_path: Path) -> None:
     store = Store.open(path)
     assert store.verify() == []
     session = store.sessions[2]
-    array = session.folder / "T1w.b2nd"
-    other = store.sessions[3].folder / "T1w.b2nd"
-    array.write_bytes(other.read_bytes())
-    (problem,) = store.verify()
-    assert session.key in problem
-    array.write_bytes(array.read_bytes()[:200])
+    whole = session.file.read_bytes()
+    flip(*store.frame(session.key, "T1w"))
+    problems = store.verify()
+    assert len(problems) == 1 and problems[0].startswith(f"{session.key}: T1w"), problems
+    session.file.write_bytes(whole[:200])
     with pytest.raises(ArtifactError, match="damaged"):
         store.read(session.key, "T1w")
-    array.unlink()
+    session.file.unlink()
     with pytest.raises(ArtifactError, match="missing"):
         store.read(session.key, "T1w")
+    session.file.write_bytes(whole)
+    assert store.verify() == []
 
 
 def test_stores_that_are_no_stores_are_refused(store_path: Path, tmp_path: Path) -> None:
@@ -175,7 +186,7 @@ def test_stores_that_are_no_stores_are_refused(store_path: Path, tmp_path: Path)
     path = copied(store_path, tmp_path)
     info = artifacts.read_json(path / "store.json")
     artifacts.write_json(path / "store.json", info | {"version": 99})
-    with pytest.raises(ArtifactError, match=r"(?s)another version.*version 2.*version 99"):
+    with pytest.raises(ArtifactError, match=r"(?s)another version.*version 3.*version 99"):
         Store.open(path)
     artifacts.write_json(path / "store.json", info)
     (path / artifacts.MARKER).unlink()
@@ -185,10 +196,11 @@ def test_stores_that_are_no_stores_are_refused(store_path: Path, tmp_path: Path)
 
 def test_a_subject_in_two_splits_is_refused(store_path: Path, tmp_path: Path) -> None:
     path = copied(store_path, tmp_path)
-    (first, second) = sorted(path.glob("sessions/*/*/session.json"))[:2]
-    entries = [artifacts.read_json(marker) for marker in (first, second)]
-    artifacts.write_json(first, entries[0] | {"subject": "same", "split": "train"})
-    artifacts.write_json(second, entries[1] | {"subject": "same", "split": "test"})
+    table = pq.read_table(path / "sessions.parquet")
+    rows = table.to_pylist()
+    for row, split in zip(rows[:2], ("train", "test"), strict=True):
+        row |= {"subject": "same", "split": split}
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path / "sessions.parquet")
     with pytest.raises(LeakageError, match="same"):
         Store.open(path)
 
@@ -246,8 +258,14 @@ def test_an_epoch_is_each_subject_once_and_pairs_differ(store: Store) -> None:
 def test_both_of_a_pair_show_the_same_box_in_the_same_way(store_path: Path, tmp_path: Path) -> None:
     path = copied(store_path, tmp_path)
     for session in Store.open(path).sessions:  # three contrasts with the same voxels: any difference is one of place
-        for name in ("T2w", "FLAIR"):
-            shutil.copy(session.folder / "T1w.b2nd", session.folder / f"{name}.b2nd")
+        record, frames = sessions.read(session.file)
+        told = json.loads(record)
+        same = sessions.pack(sessions.read_array(session.file, frames["T1w"]), frames["T1w"].scale)
+        rest = {
+            n: sessions.pack(sessions.read_array(session.file, f), f.scale) for n, f in frames.items() if n.startswith("label")
+        }
+        sessions.write(session.file, told, rest | dict.fromkeys(("T1w", "T2w", "FLAIR"), same))
+    write_table(path, [session.key for session in Store.open(path).sessions])
     dataset = PairDataset(Store.open(path), ("train",), PairConfig(patch=24, flip=0.5), seed=1)
     for number in range(12):
         item = dataset[number]
@@ -266,7 +284,28 @@ def test_an_error_in_a_worker_names_the_case(store_path: Path, tmp_path: Path) -
     path = copied(store_path, tmp_path)
     store = Store.open(path)
     for session in store.sessions:
-        for file in session.folder.glob("*.b2nd"):
-            file.unlink()
+        session.file.unlink()
     with pytest.raises(RuntimeError, match=r"(?s)sample \d+ could not be read.*sub-\d+"):
         samples(store, workers=1)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float16", "float32"])
+def test_stored_voxels_keep_to_their_error_and_zero_means_outside(dtype: str) -> None:
+    values = np.random.default_rng(0).standard_normal((40, 41, 42)).astype(np.float32)
+    values[:4] = 0
+    for gain in (1.0, 300.0, 1e-4):
+        given = values * np.float32(gain)
+        given[20, 20, 20] = 20 * gain
+        stored, scale, error = sessions.quantised(given, dtype)
+        packed = sessions.pack(stored, scale)
+        back = sessions.scaled(stored, sessions.Frame(0, 1, 0, 1, 0, packed.scale))
+        assert float(np.abs(back - given).max()) == pytest.approx(error, rel=1e-3, abs=1e-12)
+        assert stored.dtype == dtype
+        if dtype == "int16":
+            assert error <= gain / 512 * 1.5 and np.log2(scale) == round(np.log2(scale))
+            np.testing.assert_array_equal(stored == 0, given == 0)
+            assert np.median(np.abs(back - given)) < gain / 1024
+    far = values.copy()
+    far[0, 0, 0] = 1e5
+    stored, scale, error = sessions.quantised(far, "int16")
+    assert stored.max() * scale == pytest.approx(1e5, rel=1e-3) and error <= scale

@@ -73,7 +73,7 @@ def test_prepare_gives_the_same_store_with_two_processes_and_with_dask(
     index_file: Path, store_path: Path, tmp_path: Path, run_cli: Run
 ) -> None:
     expected = Store.open(store_path).store_hash
-    for name, options in (("two", ["--workers", "2"]), ("dask", ["--workers", "1", "--scheduler", "dask"])):
+    for name, options in (("two", ["--workers", "2"]), ("dask", ["--workers", "1", "--scheduler", "local"])):
         done = run_cli("prepare", index_file, "--out", tmp_path / name, "--spacing", "4", *options)
         assert done.returncode == 0, done.stderr
         assert Store.open(tmp_path / name).store_hash == expected

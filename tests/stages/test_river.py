@@ -307,7 +307,7 @@ def test_a_full_disk_while_preparing_is_told_and_the_rest_follows(
     def full(source: str, target: str) -> None:
         nonlocal count
         count += 1
-        if count == 20:
+        if count == 6:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(source, target)
 

@@ -75,19 +75,51 @@ def conform_session(
     if not volumes:
         raise InputError("the session has no scan")
     chosen = choose_reference(sorted(volumes), reference)
-    source = volumes[chosen]
+    frame = frame_of(volumes[chosen], spec, mask)
+    done: dict[str, Volume] = {}
+    records: dict[str, Conformed] = {}
+    refused: dict[str, str] = {}
+    for name in sorted(volumes):
+        problem = None if name == chosen else covers(volumes[name], frame, name, chosen)
+        if problem is not None:
+            refused[name] = problem
+            continue
+        done[name], records[name] = conform(volumes[name], spec, grid=frame.grid, mask=frame.mask)
+    return ConformedSession(chosen, frame.grid, done, records, refused, tuple(refused.values()))
+
+
+@dataclass(frozen=True)
+class SessionFrame:
+    """What all scans of a session are brought to.
+
+    Attributes:
+        grid: RAS+ grid.
+        mask: bool on the grid, the voxels that normalise; None where each scan's own head does.
+    """
+
+    grid: Grid
+    mask: np.ndarray | None
+
+
+def frame_of(source: Volume, spec: ConformSpec, mask: Volume | None = None) -> SessionFrame:
+    """The frame that a session's reference gives; with it scans can be conformed one by one.
+
+    Args:
+        source: the reference.
+        spec: spacing, crop and normalisation.
+        mask: a brain mask on any grid of the same world; one that does not meet the reference is not used.
+    """
     on_reference = None if mask is None else resample_labels(mask, grid_of(source)) > 0
     if on_reference is not None and not on_reference.any():
         on_reference = None
     grid = session_grid(source, spec, on_reference)
     inside = None if on_reference is None else resample_labels(Volume(on_reference.astype(np.uint8), source.affine), grid) > 0
-    done: dict[str, Volume] = {}
-    records: dict[str, Conformed] = {}
-    refused: dict[str, str] = {}
-    for name in sorted(volumes):
-        covered = 1.0 if name == chosen else overlap(grid, grid_of(volumes[name]))
-        if covered < MIN_OVERLAP:
-            refused[name] = f"only {covered:.0%} of the head of {chosen} lies in the field of view of {name}"
-            continue
-        done[name], records[name] = conform(volumes[name], spec, grid=grid, mask=inside)
-    return ConformedSession(chosen, grid, done, records, refused, tuple(refused.values()))
+    return SessionFrame(grid, inside)
+
+
+def covers(volume: Volume, frame: SessionFrame, name: str, reference: str) -> str | None:
+    """Why a scan cannot be brought to a session's grid, or None: too little of the head lies in its field of view."""
+    covered = overlap(frame.grid, grid_of(volume))
+    return (
+        None if covered >= MIN_OVERLAP else f"only {covered:.0%} of the head of {reference} lies in the field of view of {name}"
+    )

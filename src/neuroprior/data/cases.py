@@ -59,13 +59,16 @@ class Case:
 
 
 def crop(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """The box of ``size`` voxels that begins at ``start`` (may be negative); outside the array it is zero.
+    """The box of ``size`` voxels that begins at ``start`` (may be negative); outside the array it is zero. The array itself where it is
+    that box.
 
     Args:
         array: (x, y, z).
         start: first voxel of the box along each axis.
         size: voxels along each axis.
     """
+    if array.shape == tuple(size) and not any(start):
+        return array
     out = np.zeros(tuple(size), dtype=array.dtype)
     source, target = [], []
     for first, length, extent in zip(start, size, array.shape, strict=True):

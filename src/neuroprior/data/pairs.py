@@ -124,6 +124,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         self.skipped: dict[tuple[str, str, str, str], str] = {}
         self._fits: dict[tuple[str, str, str, str], tuple[bool, np.ndarray | None]] = {}
         self._places: dict[int, np.ndarray] = {}
+        self._drawable: dict[tuple[str, ...], list[str]] = {}
         if not any(weight > 0 for weight in config.kinds.values()):
             raise ConfigError("no kind of pair has a weight", got=f"data.kinds={dict(config.kinds)}")
         by_subject: dict[str, list[SessionView]] = {}
@@ -146,8 +147,11 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def scans_of(self, session: SessionView) -> list[str]:
         """The session's scans that may be drawn."""
-        wanted = self.config.contrasts
-        return [name for name in sorted(session.scans) if wanted is None or name.split(".")[0] in wanted]
+        names = tuple(session.scans)
+        if names not in self._drawable:
+            wanted = self.config.contrasts
+            self._drawable[names] = [name for name in sorted(names) if wanted is None or name.split(".")[0] in wanted]
+        return self._drawable[names]
 
     def _balanced(self) -> np.ndarray | None:
         """Each subject's probability where drawing is balanced, else None."""

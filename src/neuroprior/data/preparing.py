@@ -1,20 +1,49 @@
-"""Preparing one session: read its scans, bring them to one grid, write them; the unit of work of ``neuroprior prepare``."""
+"""Preparing one session: read its scans, bring them to one grid, write them; the unit of work of ``neuroprior prepare``.
+
+Scans are read, conformed and compressed one after the other, so that a session needs the memory of its largest scan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..core import artifacts, nifti
+from ..core.config import Config
 from ..core.contrasts import UNKNOWN
-from ..core.errors import ArtifactError, InputError, NeuropriorError
-from ..core.geometry import ConformSpec, grid_of, overlap, resample_label_shares
+from ..core.errors import ArtifactError, InputError, MissingDependency, NeuropriorError
+from ..core.geometry import Conformed, ConformSpec, Grid, conform, grid_of, overlap, resample_label_shares
 from ..core.records import BAD, Scan
-from ..core.session import MIN_OVERLAP, conform_session
-from .store import key_folder, write_array, write_label
+from ..core.session import MIN_OVERLAP, PREFERENCE, SessionFrame, covers, frame_of
+from ..core.volume import Volume
+from . import sessions
+from .store import AGAIN, pack_label, session_file
+
+FEW_VOXELS = 8
+"""A label whose volume is less than this many voxels of the store is told: a net can hardly learn it there."""
+
+CHANGING = "the file changed while it was read"
+"""Reason of a scan that may be read another time, and ..."""
+VANISHED = "the file does not exist"
+"""... of one that may come back: prepare tries their session again when it is next run."""
+
+
+class PrepareConfig(Config):
+    """What is done to every session beyond the conforming that a model replays."""
+
+    dtype: Literal["int16", "float16", "float32"] = "int16"
+    """Of the voxels on disk; ``int16`` has steps of about 1/512 of a scan's standard deviation."""
+    mask: Literal["head", "index"] = "head"
+    """What the box is drawn around and the intensities are normalised over: the head that is found in the scan, or the brain mask of the
+    index where the session's reference has one."""
+    bias: Literal["none", "n4"] = "none"
+    """Correction of slow intensity drifts before conforming: N4 (Tustison 2010) by SimpleITK."""
+    align: bool = False
+    """Align a session's scans rigidly to its reference where they do not lie on it by their headers."""
 
 
 def session_key(scan: Scan) -> str:
@@ -22,91 +51,277 @@ def session_key(scan: Scan) -> str:
     return f"{scan.subject}/{scan.session}" if scan.session else scan.subject
 
 
+def usable(scan: Scan) -> bool:
+    """Whether a row of the index goes into a store: not bad, and its contrast known."""
+    return scan.status != BAD and scan.contrast != UNKNOWN
+
+
 def group_sessions(scans: Iterable[Scan]) -> dict[str, list[Scan]]:
     """The usable scans of an index by session, sorted; bad rows and unknown contrasts are left out."""
     groups: dict[str, list[Scan]] = {}
     for scan in sorted(scans, key=lambda scan: (session_key(scan), scan.scan)):
-        if scan.status != BAD and scan.contrast != UNKNOWN:
+        if usable(scan):
             groups.setdefault(session_key(scan), []).append(scan)
     return groups
 
 
-def prepare_session(out: Path, key: str, scans: list[Scan], spec: ConformSpec, dtype: str) -> tuple[str, str | None]:
-    """Write one session into a store.
+def memory_mb(scans: Iterable[Scan], spec: ConformSpec) -> float:
+    """The most memory that preparing a session may need beyond the interpreter, from its headers alone.
+
+    Measured on scans of 200 to 400 voxels a side, and rounded up (by a factor of 1.2 to 2, since the crop is not known before).
+    """
+    largest = 0.0
+    for scan in scans:
+        native = float(np.prod(scan.shape or (1, 1, 1)))
+        size = np.dtype(scan.dtype or "float32").itemsize if scan.dtype in np.sctypeDict else 8
+        largest = max(largest, native * (2 * size + 14) + 18 * conformed_voxels(scan, spec))
+    return 120 + largest / 1e6
+
+
+def conformed_voxels(scan: Scan, spec: ConformSpec) -> float:
+    """Voxels of a scan's whole field of view at the wanted spacing."""
+    native = float(np.prod(scan.shape or (1, 1, 1)))
+    if spec.spacing_mm == "native":
+        return native
+    return native * float(np.prod(scan.spacing_mm or (1.0, 1.0, 1.0))) / float(spec.spacing_mm) ** 3
+
+
+def prepare_session(out: Path, key: str, scans: list[Scan], spec: ConformSpec, config: PrepareConfig) -> str | None:
+    """Write one session into a store; one that is there already (another process may have made it) is left as it is.
 
     Args:
         out: the store.
         key: the session's name.
         scans: its usable rows.
         spec: how to conform.
-        dtype: ``float16`` or ``float32``.
+        config: what else is done.
 
     Returns:
-        The key, and None or the reason why the session is not in the store.
+        None, or the reason why the session is not in the store.
 
     Raises:
         ArtifactError: the disk is full or not writable: this concerns every session.
     """
+    file = session_file(out, key)
+    again = file.with_suffix(AGAIN)
+    if file.is_file() and not again.exists():
+        return None
     try:
-        _prepare(out, key, scans, spec, dtype)
-    except ArtifactError:
+        retry = _prepare(file, key, scans, spec, config)
+    except (ArtifactError, MissingDependency):
         raise
     except NeuropriorError as error:
-        return key, error.reason
+        return error.reason
     except MemoryError:
-        return key, "out of memory: prepare it with one worker, or at a coarser spacing"
-    return key, None
+        return "out of memory: prepare it with one worker, or at a coarser spacing"
+    if retry:
+        artifacts.write_text(again, "")
+    else:
+        again.unlink(missing_ok=True)
+    return None
 
 
-def _prepare(out: Path, key: str, scans: list[Scan], spec: ConformSpec, dtype: str) -> None:
-    volumes, sources, refused = {}, {}, {}
-    for scan in scans:
-        name, copy = scan.contrast, 1
-        while name in volumes:
-            copy += 1
-            name = f"{scan.contrast}.{copy}"
+def _read(path: str, nonfinite: str = "error") -> Volume:
+    """A scan's voxels, of a file that stands still; values that are not finite end it, or become 0 (``nonfinite="zero"``)."""
+    before = _state(path)
+    try:
+        volume, _ = nifti.read_scan(path, nonfinite=nonfinite)
+    except InputError:
+        if _state(path) != before:
+            raise InputError(CHANGING, file=path, next_step="run the same command again") from None
+        raise
+    if _state(path) != before:
+        raise InputError(CHANGING, file=path, next_step="run the same command again")
+    problems = nifti.check_voxels(volume)
+    if problems:
+        raise InputError("; ".join(problems))
+    return volume
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    try:
+        stat = Path(path).stat()
+    except FileNotFoundError:
+        raise InputError(VANISHED, file=path, next_step="check the path") from None
+    except OSError as error:
+        if error.errno in (errno.ESTALE, errno.EIO):
+            raise InputError(f"the file cannot be read ({error.strerror})", file=path) from None
+        raise InputError("the file cannot be read", file=path, got=error.strerror) from None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _prepare(file: Path, key: str, scans: list[Scan], spec: ConformSpec, config: PrepareConfig) -> bool:
+    """Write the session file; True where a scan is left out that may be readable another time."""
+    refused: dict[str, str] = {}
+    retry = False
+
+    def load(scan: Scan) -> Volume | None:
+        nonlocal retry
         try:
             fixed = scan.checks.get("intensity", "").startswith("fixed")  # index --policy intensity=fix
-            volume, _ = nifti.read_scan(scan.path, nonfinite="zero" if fixed else "error")
-            problems = nifti.check_voxels(volume)
-            if problems:
-                raise InputError("; ".join(problems))
-            volumes[name], sources[name] = volume, scan
+            volume = _read(scan.path, "zero" if fixed else "error")
+            return _without_bias(volume) if config.bias == "n4" else volume
         except InputError as error:
             refused[scan.scan] = error.reason
-    if not volumes:
+            retry |= error.what in (CHANGING, VANISHED)
+            return None
+
+    rank = {name: place for place, name in enumerate(PREFERENCE)}
+    candidates = sorted(
+        scans, key=lambda scan: (rank.get(scan.contrast, len(rank)), scan.contrast)
+    )  # stable: by scan name within
+    found = next(((scan, volume) for scan in candidates if (volume := load(scan)) is not None), None)
+    if found is None:
         raise InputError("no scan of the session can be read: " + "; ".join(refused.values()))
-    session = conform_session(volumes, spec)
-    refused |= {sources[name].scan: reason for name, reason in session.refused.items()}
-    folder = key_folder(out, key)
+    first, volume = found
+    notes: list[str] = []
+    frame = frame_of(volume, spec, _mask(first, config, notes))
     entries: dict[str, Any] = {}
-    for name, volume in session.volumes.items():
-        stored = volume.voxels.astype(dtype)
-        error = float(np.abs(stored.astype(np.float32) - volume.voxels).max())
+    packed: dict[str, sessions.Packed] = {}
+
+    def keep(name: str, scan: Scan, conformed: Volume, record: Conformed, moved: np.ndarray | None) -> None:
+        stored, scale, error = sessions.quantised(conformed.voxels, config.dtype)
         if not np.isfinite(error):
-            refused[sources[name].scan] = f"its normalised intensities do not fit {dtype}: use --dtype float32"
-            continue
+            refused[scan.scan] = f"its normalised intensities do not fit {config.dtype}: use --dtype float32"
+            return
+        packed[name] = sessions.pack(stored, scale)
         entries[name] = {
-            "scan": sources[name].scan, "sha256": write_array(folder / f"{name}.b2nd", stored), "rounding_error": error,
-            "conformed": session.records[name].to_json(),
+            "scan": scan.scan, "sha256": packed[name].sha256, "scale": scale, "rounding_error": error, "conformed": record.to_json(),
         }  # fmt: skip
-    labels, label_notes = _labels(folder, scans, session.grid)
-    first = scans[0]
+        if moved is not None:
+            entries[name]["aligned"] = moved.tolist()
+
+    reference = first.contrast
+    anchor: Volume | None = None
+    copies: dict[str, int] = {}
+    for scan in [first, *(scan for scan in scans if scan is not first)]:
+        if scan.scan in refused:
+            continue
+        other = volume if scan is first else load(scan)
+        if other is None:
+            continue
+        copies[scan.contrast] = copies.get(scan.contrast, 0) + 1
+        name = scan.contrast if copies[scan.contrast] == 1 else f"{scan.contrast}.{copies[scan.contrast]}"
+        problem = None if scan is first else covers(other, frame, name, reference)
+        if problem is not None:
+            refused[scan.scan] = problem
+            continue
+        try:
+            conformed, record = conform(other, spec, grid=frame.grid, mask=frame.mask)
+            moved = None
+            if config.align and scan is first:
+                anchor = conformed
+            elif config.align and anchor is not None:
+                conformed, record, moved = _aligned(anchor, other, conformed, record, (spec, frame, name), notes)
+        except InputError as error:
+            refused[scan.scan] = error.reason
+            continue
+        keep(name, scan, conformed, record, moved)
+        del other, conformed
+        if scan is first:
+            del volume, found
+    if not entries:
+        raise InputError("no scan of the session can be used: " + "; ".join(refused.values()))
+    labels, arrays, more = _labels(scans, frame.grid)
     columns = {k: v for scan in scans for k, v in scan.columns.items()}
-    columns |= {name: getattr(first, name) for name in ("age", "sex", "health", "site", "scanner", "licence")}
-    artifacts.write_json(
-        folder / "session.json",
-        {
-            "key": key, "dataset": first.dataset, "subject": first.subject, "session": first.session, "split": first.split,
-            "shape": list(session.grid.shape), "affine": session.grid.affine.tolist(), "reference": session.reference,
-            "scans": entries, "labels": labels, "columns": columns, "refused": refused, "notes": label_notes,
-        },
-    )  # fmt: skip
+    columns |= {name: getattr(scans[0], name) for name in ("age", "sex", "health", "site", "scanner", "licence")}
+    record = {
+        "key": key, "dataset": first.dataset, "subject": first.subject, "session": first.session, "split": first.split,
+        "shape": list(frame.grid.shape), "affine": frame.grid.affine.tolist(), "reference": reference, "scans": entries,
+        "labels": labels, "columns": columns, "refused": refused, "notes": notes + more,
+    }  # fmt: skip
+    sessions.write(file, record, packed | arrays)
+    return retry
 
 
-def _labels(folder: Path, scans: list[Scan], grid: Any) -> tuple[dict[str, Any], list[str]]:
+def _mask(scan: Scan, config: PrepareConfig, notes: list[str]) -> Volume | None:
+    if config.mask == "head":
+        return None
+    if not scan.brain_mask:
+        notes.append(f"{scan.contrast} has no brain mask in the index: the head that is found in it is used")
+        return None
+    try:
+        mask, _ = nifti.read_labels(scan.brain_mask)
+    except InputError as error:
+        notes.append(f"the brain mask of {scan.contrast} is not used: {error.reason}")
+        return None
+    return mask
+
+
+def need_n4() -> None:
+    """Refuse early where SimpleITK is missing.
+
+    Raises:
+        MissingDependency: it is.
+    """
+    try:
+        import SimpleITK  # noqa: F401
+    except ImportError:
+        raise MissingDependency("--bias n4 needs SimpleITK", next_step="pip install SimpleITK, or leave --bias out") from None
+
+
+def _without_bias(volume: Volume) -> Volume:
+    """A volume divided by its bias field: N4 on every fourth voxel inside Otsu's threshold; values below 0 are left alone."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.voxels.T))
+    image.SetSpacing([float(mm) for mm in volume.spacing_mm])
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    shrink = [max(1, min(4, n // 16)) for n in volume.shape]
+    small = sitk.Shrink(image, shrink)
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetMaximumNumberOfIterations([50, 50, 30])
+    try:
+        corrector.Execute(small, sitk.OtsuThreshold(small, 0, 1, 200))
+        field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T
+    except RuntimeError as error:
+        raise InputError("N4 found no bias field", got=str(error).splitlines()[-1]) from None
+    return Volume((volume.voxels / np.exp(field)).astype(np.float32), volume.affine)
+
+
+def _aligned(
+    anchor: Volume,
+    native: Volume,
+    conformed: Volume,
+    record: Conformed,
+    where: tuple[ConformSpec, SessionFrame, str],
+    notes: list[str],
+) -> tuple[Volume, Conformed, np.ndarray | None]:
+    """A scan brought onto the reference where its header does not, and the rigid transform (mm of the reference -> mm of the scan).
+
+    The alignment is kept only where the heads then overlap at least as well and the two scans are more alike; else a note says so.
+    """
+    from . import alignment
+
+    spec, frame, name = where
+    sides = (anchor.voxels, anchor.affine, conformed.voxels, conformed.affine)
+    before = alignment.compare(*sides)
+    reason = before.reason(min_overlap=0.7, max_shift_mm=GRID_TOLERANCE_MM)
+    if reason is None:
+        return conformed, record, None
+    rigid = alignment.rigid(*sides)
+    moved = Volume(native.voxels, np.linalg.inv(rigid) @ native.affine)
+    again, told = conform(moved, spec, grid=frame.grid, mask=frame.mask)
+    gain = [alignment.mutual_information(anchor.voxels[::2, ::2, ::2], v.voxels[::2, ::2, ::2]) for v in (conformed, again)]
+    left = alignment.compare(anchor.voxels, anchor.affine, again.voxels, again.affine).reason(0.7, GRID_TOLERANCE_MM)
+    if left is not None or gain[1] <= gain[0]:
+        notes.append(
+            f"{name}: {reason}; rigid alignment did not help ({left or 'the scans are no more alike'}), its header is kept"
+        )
+        return conformed, record, None
+    shift = float(np.linalg.norm((rigid @ np.append(anchor.affine[:3, 3], 1) - np.append(anchor.affine[:3, 3], 1))[:3]))
+    notes.append(f"{name}: {reason}; it was aligned rigidly to the reference, which moves a corner by {shift:.1f} mm")
+    return again, told, rigid
+
+
+GRID_TOLERANCE_MM = 3.0
+"""A shift that makes two scans of a session more alike and is larger than this is a misalignment."""
+
+
+def _labels(scans: list[Scan], grid: Grid) -> tuple[dict[str, Any], dict[str, sessions.Packed], list[str]]:
     paths = {name: path for scan in scans for name, path in scan.labels.items()}
     labels: dict[str, Any] = {}
+    arrays: dict[str, sessions.Packed] = {}
     notes: list[str] = []
     for name, path in sorted(paths.items()):
         try:
@@ -116,15 +331,35 @@ def _labels(folder: Path, scans: list[Scan], grid: Any) -> tuple[dict[str, Any],
             continue
         notes += [f"label {name}: {text}" for text in repairs]
         if overlap(grid, grid_of(volume)) < MIN_OVERLAP:
-            notes.append(f"label {name} left out: its field of view does not hold the session's head")
+            notes.append(f"label {name} left out: it lies outside the head's field of view")
             continue
         shares = resample_label_shares(volume, grid)
-        before = int((volume.voxels > 0).sum()) * float(np.prod(volume.spacing_mm)) / 1000
-        after = int((shares.first > 0).sum()) * float(np.prod(grid.spacing_mm)) / 1000
-        if after < 0.75 * before:
+        notes += _shrinking(name, volume, shares.first, grid)
+        labels[name], packed = pack_label(name, shares)
+        arrays |= packed
+    return labels, arrays, notes
+
+
+def _shrinking(name: str, volume: Volume, hard: np.ndarray, grid: Grid) -> list[str]:
+    """What the store's spacing does to a label: it loses volume as a hard mask, or values become a few voxels."""
+    notes: list[str] = []
+    fine, coarse = float(np.prod(volume.spacing_mm)), float(np.prod(grid.spacing_mm))
+    before, after = int((volume.voxels > 0).sum()) * fine / 1000, int((hard > 0).sum()) * coarse / 1000
+    if after < 0.75 * before:
+        notes.append(
+            f"label {name} shrinks from {before:.2f} to {after:.2f} ml as a hard mask at this spacing; its partial volumes are kept, "
+            "but a finer --spacing would show more of it"
+        )
+    if coarse > fine * 1.01:
+        values, counts = np.unique(volume.voxels[volume.voxels > 0], return_counts=True)
+        small: Mapping[int, float] = {
+            int(v): n * fine / coarse for v, n in zip(values, counts, strict=True) if n * fine < FEW_VOXELS * coarse
+        }
+        if small:
+            shown = ", ".join(f"{value} ({voxels:.1f})" for value, voxels in list(small.items())[:5])
+            more = f" and {len(small) - 5} more" if len(small) > 5 else ""
             notes.append(
-                f"label {name} shrinks from {before:.2f} to {after:.2f} ml as a hard mask at this spacing; its partial volumes are kept, "
-                "but a finer --spacing would show more of it"
+                f"label {name} has values of under {FEW_VOXELS} voxels at this spacing: {shown}{more}; --spacing native or a finer one "
+                "would keep them"
             )
-        labels[name] = write_label(folder, name, shares)
-    return labels, notes
+    return notes

@@ -1,29 +1,32 @@
-"""The store: prepared sessions as chunked Blosc2 arrays, read box by box by many processes at once.
+"""The store: prepared sessions, a file each, read box by box by many processes at once.
 
 ::
 
     STORE/
-      store.json                       version, spec, voxel dtype
-      sessions/3f/<key>/<contrast>.b2nd      (x, y, z) float16 or float32, conformed
-      sessions/3f/<key>/label.<name>.b2nd    (x, y, z) integer label map: the label that fills most of each voxel
-      sessions/3f/<key>/second.<name>.b2nd   (x, y, z) the label that fills the next most, and ...
-      sessions/3f/<key>/share.<name>.b2nd    (x, y, z) uint8, ... 510 times its share, 0..0.5; both only where the store is coarser
-      sessions/3f/<key>/session.json         geometry, intensity, checksums; written last: the session's completeness marker
-      scans.parquet                    a row a scan of the index, with status and reason
-      complete.json                    store_hash; written last
+      store.json                   version, spec, voxel dtype
+      sessions/3f/<key>.nps        one session: its scans and label maps as Blosc2 frames, and its record (data/sessions.py)
+      sessions/3f/<key>.again      empty: a scan could not be read at the time; the next prepare tries the session again
+      index.parquet                the index it was made from, for repairs
+      scans.parquet                a row a scan of the index, with status and reason
+      sessions.parquet             a row a session: what is asked of all sessions at once, and where their arrays lie
+      complete.json                store_hash; written last
 
-The ``store_hash`` depends on the spec, the voxels and the metadata alone: not on time, paths, worker count or
-interruptions.
+Arrays of a session: ``<contrast>`` (x, y, z) int16 with a scale, float16 or float32; ``label.<name>`` integer, the label that fills
+most of each voxel; and where the store is coarser than the label ``second.<name>``, the label that fills the next most, and
+``share.<name>``, uint8, 510 times its share (0..0.5).
+
+The ``store_hash`` depends on the spec, the voxels and the metadata alone: not on time, paths, worker count or interruptions.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +37,50 @@ from ..core import artifacts
 from ..core.config import parse
 from ..core.errors import ArtifactError, InputError, LeakageError
 from ..core.geometry import Conformed, ConformSpec, LabelShares
+from . import sessions as files
+from .sessions import Box, Frame, Packed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 2
+VERSION = 3
 """Version of the store's layout."""
-CHUNK = 32
-"""Edge of a chunk in voxels: a box of 64^3 touches at most 27 of them."""
 
 SHARE_STEPS = 510
 """A voxel's share of its second label, in [0, 0.5], is stored as this many times it, in one byte."""
 
-Box = tuple[slice, slice, slice]
+TABLE = "sessions.parquet"
+SUFFIX, AGAIN = ".nps", ".again"
+"""Of a session file, and of the empty file beside one that is to be made again."""
+
+TEXT = ("key", "dataset", "subject", "session", "split", "reference", "scans", "labels", "columns", "layout")
+"""Text columns of ``sessions.parquet``; the last four are JSON."""
+
+ROWS = 2000
+"""Rows of ``sessions.parquet`` written at once."""
+
+
+class Later(Mapping[str, Any]):
+    """A part of a session's record whose keys are known and whose values are read from its file when one is first asked for."""
+
+    __slots__ = ("_key", "_names", "_part", "_root")
+
+    def __init__(self, names: tuple[str, ...], root: Path, key: str, part: str) -> None:
+        self._names, self._root, self._key, self._part = names, root, key, part
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return _record(session_file(self._root, self._key))[self._part][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
 
 @dataclass(frozen=True)
@@ -64,7 +98,7 @@ class SessionView:
             ``T1w.2``.
         labels: label name -> the store's entry.
         columns: participants columns, the named ones (age, sex, health, site, scanner, licence) included.
-        folder: where the arrays lie.
+        root: the store's folder.
     """
 
     key: str
@@ -78,66 +112,62 @@ class SessionView:
     scans: Mapping[str, Mapping[str, Any]]
     labels: Mapping[str, Mapping[str, Any]]
     columns: Mapping[str, Any]
-    folder: Path
+    root: Path
 
     def value(self, column: str) -> Any:
         """The session's value in a participants column, or None."""
         return self.columns.get(column)
 
+    @property
+    def file(self) -> Path:
+        """The session file."""
+        return session_file(self.root, self.key)
 
-def key_folder(root: Path, key: str) -> Path:
-    """Where a session lies: 256 folders by hash, so that none holds too many."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "__", key)
-    digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
-    return root / "sessions" / digest[:2] / f"{safe}-{digest}"
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What preparing told of the session."""
+        return tuple(_record(self.file)["notes"])
 
-
-def write_array(path: Path, array: np.ndarray) -> str:
-    """Write a chunked, compressed array atomically; returns the SHA-256 of its dtype, shape and values.
-
-    Raises:
-        ArtifactError: the disk is full or not writable.
-    """
-    import blosc2
-
-    chunks = tuple(min(CHUNK, n) for n in array.shape)
-    parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1}
-    stored = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=chunks, cparams=parameters)
-    with artifacts.atomic(path) as temporary:
-        temporary.write_bytes(stored.to_cframe())
-    return artifacts.sha256_array(array)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A session of a store travels to another process as its name: the store is opened there once."""
+        if isinstance(self.scans, Later):
+            return _session_of, (self.root, self.key)
+        return SessionView, tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
 
-def write_label(folder: Path, name: str, shares: LabelShares) -> dict[str, Any]:
-    """Write a label map, with its partial volumes where it has any; returns the store's entry: checksums and values."""
+def session_file(root: Path, key: str) -> Path:
+    """Where a session lies: 256 folders by hash, so that none holds too many; the name is safe on every file system."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "__", key)[-80:]
+    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    return root / "sessions" / digest[:2] / f"{safe}-{digest}{SUFFIX}"
+
+
+def pack_label(name: str, shares: LabelShares) -> tuple[dict[str, Any], dict[str, Packed]]:
+    """A label map, with its partial volumes where it has any: the record's entry (checksums, values) and the arrays."""
+    arrays = {f"label.{name}": files.pack(shares.first)}
     entry: dict[str, Any] = {
-        "sha256": write_array(folder / f"label.{name}.b2nd", shares.first),
+        "sha256": arrays[f"label.{name}"].sha256,
         "values": sorted({int(v) for v in np.unique(shares.first)} | {int(v) for v in np.unique(shares.second)}),
     }
     if shares.share.any():
-        entry["second_sha256"] = write_array(folder / f"second.{name}.b2nd", shares.second)
-        entry["share_sha256"] = write_array(folder / f"share.{name}.b2nd", np.round(shares.share * SHARE_STEPS).astype(np.uint8))
-    return entry
+        arrays[f"second.{name}"] = files.pack(shares.second)
+        arrays[f"share.{name}"] = files.pack(np.round(shares.share * SHARE_STEPS).astype(np.uint8))
+        entry |= {"second_sha256": arrays[f"second.{name}"].sha256, "share_sha256": arrays[f"share.{name}"].sha256}
+    return entry, arrays
 
 
-def read_array(path: Path, box: Box | None = None) -> np.ndarray:
-    """A box of an array on disk, or all of it; only the chunks that the box touches are read.
+@lru_cache(maxsize=256)
+def _record(path: Path) -> dict[str, Any]:
+    return json.loads(files.read(path)[0])
 
-    Raises:
-        ArtifactError: the file is missing or damaged.
-    """
-    import blosc2
 
-    try:
-        stored = blosc2.open(str(path), mode="r", mmap_mode="r")
-        return np.asarray(stored[box if box is not None else (slice(None),) * 3])
-    except FileNotFoundError:
-        raise ArtifactError("an array of the store is missing", file=path, next_step="run neuroprior prepare again") from None
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ArtifactError(
-            "an array of the store is damaged", file=path, got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            next_step="delete the session's folder and run neuroprior prepare again",
-        ) from None  # fmt: skip
+@lru_cache(maxsize=2)
+def _store_of(path: Path) -> Store:
+    return Store.open(path)
+
+
+def _session_of(path: Path, key: str) -> SessionView:
+    return _store_of(path)[key]
 
 
 class Store:
@@ -146,17 +176,21 @@ class Store:
     Use :meth:`open`.
     """
 
-    def __init__(self, path: Path, info: Mapping[str, Any], sessions: tuple[SessionView, ...]) -> None:
+    def __init__(self, path: Path, info: Mapping[str, Any], sessions: tuple[SessionView, ...], layouts: Sequence[str]) -> None:
         self.path, self.info, self.sessions = path, info, sessions
         self.spec: ConformSpec = parse(ConformSpec, info["spec"], where=path / "store.json")
-        self._by_key = {session.key: session for session in sessions}
+        self._by_key = {session.key: number for number, session in enumerate(sessions)}
+        self._layouts = layouts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _store_of, (self.path,)
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """The store in a folder.
 
         Raises:
-            ArtifactError: there is none, it is unfinished, or another version made it.
+            ArtifactError: there is none, it is unfinished, damaged, or another version made it.
             LeakageError: a subject stands in two splits.
         """
         path = Path(path)
@@ -165,25 +199,20 @@ class Store:
             raise ArtifactError(
                 "the store is not finished", file=path, next_step="run the same neuroprior prepare command again: it resumes"
             )
-        sessions = []
-        for folder in sorted((path / "sessions").glob("*/*/session.json")):
-            sessions.append(_view(folder))
-        sessions.sort(key=lambda session: session.key)
-        splits: dict[str, set[str]] = {}
-        for session in sessions:
-            splits.setdefault(session.subject, set()).add(session.split)
-        both = sorted(subject for subject, names in splits.items() if len(names) > 1)
+        sessions, layouts = _read_table(path)
+        splits: dict[str, str] = {}
+        both = sorted({s.subject for s in sessions if splits.setdefault(s.subject, s.split) != s.split})
         if both:
             raise LeakageError(
                 f"{len(both)} subjects stand in more than one split", file=path, got=", ".join(both[:5]),
                 next_step="index again with splits by subject, then prepare again",
             )  # fmt: skip
-        return cls(path, info, tuple(sessions))
+        return cls(path, info, sessions, layouts)
 
     def __getitem__(self, key: str) -> SessionView:
         """The session of a key."""
         try:
-            return self._by_key[key]
+            return self.sessions[self._by_key[key]]
         except KeyError:
             raise InputError(f"the store has no session {key!r}", file=self.path) from None
 
@@ -199,19 +228,31 @@ class Store:
         """The hash of everything that a model can see of the store."""
         return artifacts.read_json(self.path / artifacts.MARKER)["store_hash"]
 
+    def frame(self, key: str, array: str) -> tuple[Path, Frame]:
+        """Where an array of a session lies: its file, and where in it."""
+        session = self[key]
+        try:
+            layout = json.loads(self._layouts[self._by_key[key]])
+            if array in layout:
+                return session.file, Frame.of(layout[array])
+            raise ArtifactError(f"session {key} has no array {array}", file=session.file, next_step="run neuroprior store repair")
+        except (ValueError, TypeError) as error:
+            raise ArtifactError("a table of the store is damaged", file=self.path / TABLE, got=str(error)) from None
+
     def read(self, key: str, contrast: str, box: Box | None = None) -> np.ndarray:
         """(x, y, z) float32 conformed intensities of one scan, or of a box of it."""
         session = self[key]
         if contrast not in session.scans:
             raise InputError(f"session {key} has no {contrast}", expected=", ".join(session.scans))
-        return read_array(session.folder / f"{contrast}.b2nd", box).astype(np.float32)
+        file, frame = self.frame(key, contrast)
+        return files.scaled(files.read_array(file, frame, box), frame)
 
     def read_label(self, key: str, name: str, box: Box | None = None) -> np.ndarray:
         """(x, y, z) integer label map on the session's grid, or a box of it."""
         session = self[key]
         if name not in session.labels:
             raise InputError(f"session {key} has no label {name!r}", expected=", ".join(session.labels) or "none")
-        return read_array(session.folder / f"label.{name}.b2nd", box)
+        return files.read_array(*self.frame(key, f"label.{name}"), box)
 
     def read_shares(self, key: str, name: str, values: Sequence[int], box: Box | None = None) -> np.ndarray:
         """(len(values), x, y, z) float32 in [0, 1]: the share of each voxel that each label value fills."""
@@ -224,8 +265,8 @@ class Store:
         session = self[key]
         if "share_sha256" not in session.labels[name]:
             return LabelShares(first, np.zeros_like(first), np.zeros(first.shape, dtype=np.float32))
-        second = read_array(session.folder / f"second.{name}.b2nd", box)
-        share = read_array(session.folder / f"share.{name}.b2nd", box).astype(np.float32) / SHARE_STEPS
+        second = files.read_array(*self.frame(key, f"second.{name}"), box)
+        share = files.read_array(*self.frame(key, f"share.{name}"), box).astype(np.float32) / SHARE_STEPS
         return LabelShares(first, second, share)
 
     def conformed(self, key: str, contrast: str) -> Conformed:
@@ -234,24 +275,7 @@ class Store:
 
     def verify(self) -> list[str]:
         """Every array that is missing, damaged or differs from its checksum, as ``key: what``; empty when all is well."""
-        problems = []
-        for session in self.sessions:
-            entries = [(name, f"{name}.b2nd", entry["sha256"]) for name, entry in session.scans.items()]
-            for name, entry in session.labels.items():
-                entries += [
-                    (f"label {name}", f"{part}.{name}.b2nd", entry[key])
-                    for part, key in (("label", "sha256"), ("second", "second_sha256"), ("share", "share_sha256"))
-                    if key in entry
-                ]
-            for name, file, expected in entries:
-                try:
-                    found = artifacts.sha256_array(read_array(session.folder / file))
-                except ArtifactError as error:
-                    problems.append(f"{session.key}: {name}: {error.what}")
-                    continue
-                if found != expected:
-                    problems.append(f"{session.key}: {name}: the voxels are not the ones that were written")
-        return problems
+        return [f"{session.key}: {what}" for session in self.sessions for what in files.check(session.file)]
 
     def data_summary(self, subjects: Collection[str] | None = None) -> dict[str, Any]:
         """What a model card says of its data: counts, contrasts, datasets, licences, hashes. No subject's name.
@@ -291,29 +315,128 @@ def read_description(path: Path) -> dict[str, Any]:
     return info
 
 
-def _view(marker: Path) -> SessionView:
-    entry = artifacts.read_json(marker)
-    x, y, z = entry["shape"]
-    return SessionView(
-        entry["key"], entry["dataset"], entry["subject"], entry["session"], entry["split"], (x, y, z), np.array(entry["affine"]),
-        entry["reference"], entry["scans"], entry["labels"], entry["columns"], marker.parent,
-    )  # fmt: skip
+def _schema() -> Any:
+    import pyarrow as pa
+
+    fields = [(name, pa.string()) for name in (*TEXT, "record_sha256")]
+    fields += [("shape", pa.list_(pa.int32(), 3)), ("affine", pa.list_(pa.float64(), 16))]
+    return pa.schema(fields, metadata={b"neuroprior": b"store sessions"})
 
 
-def describe_store(spec: ConformSpec, dtype: str) -> dict[str, Any]:
-    """The content of ``store.json``."""
+def write_table(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """``sessions.parquet`` of the session files there are; one file at a time, so that memory does not grow with their number.
+
+    Args:
+        path: the store.
+        keys: of the sessions, sorted.
+
+    Returns:
+        ``placed`` (scan -> (key, name)), ``refused`` (scan -> reason), ``notes``, ``digest`` (over all records, in order), ``scans``
+        (how many), ``error`` (largest difference between stored and conformed voxels).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, digest = _schema(), hashlib.sha256()
+    told: dict[str, Any] = {"placed": {}, "refused": {}, "notes": [], "scans": 0, "sessions": 0, "error": 0.0}
+    with artifacts.atomic(path / TABLE) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        rows: list[dict[str, Any]] = []
+        for key in keys:
+            content, frames = files.read(session_file(path, key))
+            record = json.loads(content)
+            digest.update(content)
+            for name, entry in record["scans"].items():
+                told["placed"][entry["scan"]] = (key, name)
+                told["error"] = max(told["error"], entry["rounding_error"])
+            told["refused"] |= record["refused"]
+            told["notes"] += [f"{key}: {note}" for note in record["notes"]]
+            told["scans"] += len(record["scans"])
+            told["sessions"] += 1
+            layout = {name: frame.plain() for name, frame in frames.items()}
+            rows.append(
+                {
+                    **{name: record[name] for name in ("key", "dataset", "subject", "session", "split", "reference", "shape")},
+                    "columns": json.dumps(record["columns"], sort_keys=True, ensure_ascii=False),
+                    "layout": json.dumps(layout, sort_keys=True), "record_sha256": hashlib.sha256(content).hexdigest(),
+                    "scans": json.dumps(list(record["scans"])), "labels": json.dumps(list(record["labels"])), "affine": np.ravel(record["affine"]).tolist(),
+                }
+            )  # fmt: skip
+            if len(rows) == ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows = []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    return {**told, "digest": digest.hexdigest()}
+
+
+def _read_table(path: Path) -> tuple[tuple[SessionView, ...], list[str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    damaged = ArtifactError("a table of the store is damaged", file=path / TABLE, next_step="run neuroprior store repair")
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through all sessions again and again, and none of them is garbage
+    try:
+        table = pq.read_table(path / TABLE)
+        if not table.schema.remove_metadata().equals(_schema().remove_metadata()):
+            raise damaged
+        columns = {name: table[name].to_numpy().tolist() for name in TEXT}
+        shapes = table["shape"].combine_chunks().flatten().to_numpy().reshape(-1, 3).tolist()
+        affines = table["affine"].combine_chunks().flatten().to_numpy().reshape(-1, 4, 4)
+        parsed = {text: json.loads(text) for name in ("scans", "labels", "columns") for text in set(columns[name])}
+        names = {text: tuple(map(str, value)) for text, value in parsed.items() if isinstance(value, list)}
+        if not len(affines) == len(shapes) == table.num_rows:
+            raise damaged
+        return tuple(_views(path, columns, names, parsed, (shapes, affines))), columns["layout"]
+    except FileNotFoundError:
+        raise ArtifactError(
+            "a table of the store is missing", file=path / TABLE, next_step="run neuroprior store repair"
+        ) from None
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        damaged.got = (str(error) or type(error).__name__).splitlines()[0]
+        raise damaged from None
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _views(
+    path: Path,
+    columns: Mapping[str, list[str]],
+    names: Mapping[str, tuple[str, ...]],
+    parsed: Mapping[str, Any],
+    grids: tuple[list[list[int]], np.ndarray],
+) -> Iterator[SessionView]:
+    put = object.__setattr__
+    rows = zip(*(columns[name] for name in TEXT), *grids, strict=True)
+    for key, dataset, subject, session, split, reference, scans, labels, more, layout, shape, affine in rows:
+        if not (isinstance(layout, str) and isinstance(subject, str)):
+            raise ValueError("a value is missing")
+        view = object.__new__(SessionView)
+        values = {
+            "key": key, "dataset": dataset, "subject": subject, "session": session, "split": split, "shape": tuple(shape),
+            "affine": affine, "reference": reference, "scans": Later(names[scans], path, key, "scans"),
+            "labels": Later(names[labels], path, key, "labels"), "columns": parsed[more], "root": path,
+        }  # fmt: skip
+        put(view, "__dict__", values)  # a frozen dataclass's own way takes three times as long
+        yield view
+
+
+def describe_store(spec: ConformSpec, dtype: str, steps: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``store.json``: how scans were conformed, what voxels are stored as, and what else was done."""
     return {
         "artifact": "store",
         "version": VERSION,
         "neuroprior": __version__,
         "spec": spec.model_dump(mode="json"),
         "dtype": dtype,
+        "steps": dict(steps),
     }
 
 
-def hash_sessions(spec: Mapping[str, Any], dtype: str, sessions: Sequence[Mapping[str, Any]]) -> str:
-    """The store's hash from its spec and the content of its ``session.json`` files."""
-    digest = hashlib.sha256(json.dumps([dict(spec), dtype], sort_keys=True).encode())
-    for entry in sorted(sessions, key=lambda entry: str(entry["key"])):
-        digest.update(json.dumps(entry, sort_keys=True).encode())
-    return digest.hexdigest()
+def hash_store(description: Mapping[str, Any], digest: str) -> str:
+    """The store's hash from its description and the digest of its sessions' records."""
+    told = [description[name] for name in ("version", "spec", "dtype", "steps")]
+    return hashlib.sha256(json.dumps([*told, digest], sort_keys=True).encode()).hexdigest()

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..core.records import Scan
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +19,7 @@ class PrepareSummary:
         left_out: scans of the index that are not in the store; each is a row of ``scans.parquet`` with its reason.
         store_hash: of everything a model can see.
         megabytes: on disk.
+        quarantined: sessions that killed their worker or took too long, twice.
     """
 
     out: Path
@@ -32,10 +28,12 @@ class PrepareSummary:
     left_out: int
     store_hash: str
     megabytes: float
+    quarantined: int = 0
 
     def __str__(self) -> str:
         left = f", {self.left_out} scans left out (reasons in {self.out / 'scans.parquet'})" if self.left_out else ""
-        return f"{self.sessions} sessions, {self.scans} scans, {self.megabytes:.0f} MB{left}: {self.out} [{self.store_hash[:12]}]"
+        bad = f", {self.quarantined} sessions quarantined" if self.quarantined else ""
+        return f"{self.sessions} sessions, {self.scans} scans, {self.megabytes:.0f} MB{left}{bad}: {self.out} [{self.store_hash[:12]}]"
 
 
 def prepare(
@@ -44,23 +42,37 @@ def prepare(
     spacing: str = "1.0",
     crop: str = "head",
     normalise: str = "zscore",
-    dtype: str = "float16",
+    order: int = 3,
+    dtype: str = "int16",
+    mask: str = "head",
+    bias: str = "none",
+    align: bool = False,
     workers: int | None = None,
-    scheduler: str = "processes",
+    memory: float | None = None,
+    timeout: float = 1800,
+    scheduler: str | None = None,
+    slurm: Path | None = None,
     dry_run: bool = False,
 ) -> PrepareSummary:
     """Conform every session of an index into a store that training reads box by box.
 
     Args:
         index: made by neuroprior index.
-        out: the store's folder; an interrupted run there is resumed.
-        spacing: isotropic spacing in mm, or "native".
+        out: the store's folder; an interrupted run there is resumed, and several runs may fill one store together.
+        spacing: isotropic spacing in mm, or "native", which keeps tiny structures.
         crop: head, nonzero or none.
         normalise: zscore, clamp_zscore_01 or none.
-        dtype: of the voxels on disk, float16 or float32.
-        workers: processes; by default as many as cores are granted.
-        scheduler: "processes", or "dask" for a local Dask cluster.
-        dry_run: only estimate time and disk.
+        order: interpolation of intensities, 3 (cubic spline) or 1 (linear).
+        dtype: of the voxels on disk, int16 (steps of 1/512 standard deviation), float16 or float32.
+        mask: what is normalised over, "head" (found in each scan) or "index" (the index's brain masks, from any tool).
+        bias: none, or n4 to remove slow intensity drifts (needs SimpleITK).
+        align: align a session's scans rigidly where their headers do not (needs the extra atlas); what does not help is undone.
+        workers: processes; by default as many as cores are granted; 1 works in this process, without --timeout.
+        memory: MB for all workers together; by default nine tenths of what is free. A session that needs more runs alone.
+        timeout: seconds for one session; one that takes longer twice is quarantined with its reason.
+        scheduler: address or scheduler file of a running Dask cluster, or "local" for one started here.
+        slurm: YAML file with the arguments of a cluster that SLURM starts.
+        dry_run: only estimate time and disk, from the headers and a few sessions that are timed.
 
     Returns:
         The counts and the store's hash.
@@ -71,160 +83,32 @@ def prepare(
     """
     from rich.progress import Progress
 
-    from ..core import artifacts
     from ..core.config import parse
-    from ..core.errors import ArtifactError, ConfigError, InputError
+    from ..core.errors import ConfigError
     from ..core.geometry import ConformSpec
-    from ..core.records import BAD
-    from ..data.index import check_leakage, read_index
-    from ..data.preparing import group_sessions, prepare_session
-    from ..data.store import describe_store, hash_sessions, key_folder, read_description
+    from ..data.building import Where, build, estimate
+    from ..data.preparing import PrepareConfig, need_n4
 
-    if dtype not in ("float16", "float32"):
-        raise ConfigError(f"unknown --dtype {dtype!r}", expected="float16 or float32")
-    if scheduler not in ("processes", "dask"):
-        raise ConfigError(f"unknown --scheduler {scheduler!r}", expected="processes or dask")
     try:
         spacing_mm: float | str = spacing if spacing == "native" else float(spacing)
     except ValueError:
         raise ConfigError(f"cannot read --spacing {spacing!r}", expected="a number of mm, or native") from None
-    spec = parse(ConformSpec, {"spacing_mm": spacing_mm, "crop": crop, "normalise": normalise})
-    scans = read_index(index)
-    check_leakage(scans)
-    groups = group_sessions(scans)
-    if not groups:
-        raise InputError(
-            "the index holds no usable scan", file=index, got=f"{len(scans)} rows, {sum(s.status == BAD for s in scans)} of them bad",
-            next_step="read the reasons in the index's issues table",
-        )  # fmt: skip
-    description = describe_store(spec, dtype)
-    if (out / "store.json").exists():
-        found = read_description(out)
-        if {**found, "neuroprior": ""} != {**description, "neuroprior": ""}:
-            raise ArtifactError(
-                "another store lies here, prepared with other settings", file=out, expected=description["spec"], got=found["spec"],
-                next_step="choose another --out",
-            )  # fmt: skip
-    workers = workers or len(os.sched_getaffinity(0))
-    todo = {key: rows for key, rows in groups.items() if not (key_folder(out, key) / "session.json").is_file()}
+    if scheduler is not None and slurm is not None:
+        raise ConfigError("both --scheduler and --slurm are given", expected="one of them")
+    spec = parse(ConformSpec, {"spacing_mm": spacing_mm, "crop": crop, "normalise": normalise, "order": order})
+    config = parse(PrepareConfig, {"dtype": dtype, "mask": mask, "bias": bias, "align": align})
+    if config.bias == "n4":
+        need_n4()
+    where = Where(workers, memory, timeout if timeout > 0 else None, scheduler, slurm)
     if dry_run:
-        _estimate(groups, spec.spacing_mm, dtype, workers)
-        return PrepareSummary(out, len(groups), sum(len(rows) for rows in groups.values()), 0, "", 0.0)
-    out.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(out / "store.json", description)
-    (out / artifacts.MARKER).unlink(missing_ok=True)
-    if len(todo) < len(groups):
-        logger.info("resuming: %d of %d sessions are there", len(groups) - len(todo), len(groups))
-
-    failures: dict[str, str] = {}
-    arguments = [(out, key, rows, spec, dtype) for key, rows in todo.items()]
-    with Progress(disable=len(arguments) < 2) as progress:
-        bar = progress.add_task("preparing sessions", total=len(arguments))
-        for key, reason in _run(prepare_session, arguments, workers, scheduler):
-            if reason is not None:
-                failures[key] = reason
-                logger.error("%s: %s", key, reason)
-            progress.advance(bar)
-
-    artifacts.sweep(out)
-    wanted = {key_folder(out, key) for key in groups}
-    entries = []
-    for marker in sorted((out / "sessions").glob("*/*/session.json")):
-        if marker.parent not in wanted:
-            raise ArtifactError(
-                "the store holds a session that is not in the index",
-                file=marker.parent,
-                next_step="choose another --out for this index",
-            )
-        entries.append(artifacts.read_json(marker))
-    if not entries:
-        raise InputError("no session could be prepared", file=index, got="; ".join(sorted(set(failures.values()))[:3]))
-    told = [f"{entry['key']}: {note}" for entry in entries for note in entry["notes"]]
-    for text in told[:20]:
-        logger.warning(text)
-    if len(told) > 20:
-        logger.warning("... and %d more notes in the sessions' session.json", len(told) - 20)
-    rows = _scan_rows(scans, entries, failures)
-    _write_rows(out, rows)
-    store_hash = hash_sessions(description["spec"], dtype, entries)
-    kept = sum(len(entry["scans"]) for entry in entries)
-    artifacts.mark_complete(
-        out, {"store_hash": store_hash, "sessions": len(entries), "scans": kept, "made_by": artifacts.provenance("prepare")}
-    )
-    megabytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
-    return PrepareSummary(out, len(entries), kept, sum(row["status"] == BAD for row in rows), store_hash, megabytes)
-
-
-def _run(function: Any, arguments: list[tuple[Any, ...]], workers: int, scheduler: str) -> Any:
-    """(key, reason or None) of each session as it finishes; an error that concerns all sessions is raised."""
-    if scheduler == "dask":
-        from distributed import Client, LocalCluster, as_completed
-
-        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
-            futures = [client.submit(function, *args, pure=False) for args in arguments]
-            for future in as_completed(futures):
-                yield future.result()
-    elif workers == 1 or len(arguments) < 2:
-        for args in arguments:
-            yield function(*args)
-    else:
-        from concurrent.futures import ProcessPoolExecutor, as_completed
-        from multiprocessing import get_context
-
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            try:
-                for future in as_completed([pool.submit(function, *args) for args in arguments]):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-
-
-def _estimate(groups: dict[str, list[Scan]], spacing: float | str, dtype: str, workers: int) -> None:
-    """Log how long it may take and how much disk it may need, from the headers alone."""
-    voxels_in = voxels_out = 0.0
-    for rows in groups.values():
-        for scan in rows:
-            x, y, z = scan.shape or (0, 0, 0)
-            a, b, c = scan.spacing_mm or (1.0, 1.0, 1.0)
-            voxels_in += x * y * z
-            voxels_out += 0.5 * x * y * z * (1.0 if spacing == "native" else a * b * c / float(spacing) ** 3)
-    seconds = (voxels_in * 4e-8 + voxels_out * 1.5e-7) / workers
-    logger.info(
-        "dry run: %d sessions, %d scans, about %.0f s with %d processes and %.0f MB",
-        len(groups), sum(len(rows) for rows in groups.values()), seconds, workers,
-        voxels_out * (2 if dtype == "float16" else 4) * 0.6 / 1e6,
-    )  # fmt: skip
-
-
-def _scan_rows(scans: list[Scan], entries: list[dict[str, Any]], failures: dict[str, str]) -> list[dict[str, Any]]:
-    """A row a scan of the index: where it went, or why it did not."""
-    from ..core.contrasts import UNKNOWN
-    from ..core.records import BAD
-    from ..data.preparing import session_key
-
-    placed = {entry["scan"]: (e["key"], name) for e in entries for name, entry in e["scans"].items()}
-    refused = {scan: reason for e in entries for scan, reason in e["refused"].items()}
-    rows = []
-    for scan in scans:
-        key, name = placed.get(scan.scan, (session_key(scan), None))
-        status, reason = scan.status, "; ".join(scan.reasons)
-        if name is None:
-            status = BAD
-            reason = refused.get(scan.scan) or failures.get(key) or reason
-            if scan.contrast == UNKNOWN and not reason:
-                reason = f"unknown contrast {scan.contrast_raw!r}"
-        rows.append(
-            {"scan": scan.scan, "subject": scan.subject, "contrast": scan.contrast, "key": key, "name": name, "split": scan.split,
-             "status": status, "reason": reason, "path": scan.path}
+        told = estimate(index, spec, config, where)
+        logger.info(
+            "dry run: %d sessions, %d scans: about %.0f CPU-seconds (%.0f s with the workers asked for) and %.0f MB; the largest session "
+            "needs about %.0f MB of memory. Timed %d sessions.",
+            told.sessions, told.scans, told.cpu_seconds, told.wall_seconds, told.megabytes, told.memory_mb, told.timed,
         )  # fmt: skip
-    return rows
-
-
-def _write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
-    import pandas as pd
-
-    from ..core import artifacts
-
-    with artifacts.atomic(out / "scans.parquet") as temporary:
-        pd.DataFrame(rows).to_parquet(temporary, index=False)
+        return PrepareSummary(out, told.sessions, told.scans, 0, "", told.megabytes)
+    with Progress(transient=True) as bars:
+        bar = bars.add_task("preparing sessions", total=None)
+        built = build(index, out, spec, config, where, progress=lambda done, total: bars.update(bar, completed=done, total=total))
+    return PrepareSummary(out, built.sessions, built.scans, built.left_out, built.store_hash, built.megabytes, built.quarantined)

@@ -16,7 +16,6 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..core import artifacts
 from ..core.config import Config as BaseConfig
 from ..core.errors import ConfigError, InputError, suggestion
 from ..data.cases import Case, Source
@@ -274,6 +273,5 @@ def _left_out(store: Store, sessions: Sequence[SessionView], target: str) -> str
         if row["key"] in keys and f"label {target}" in str(row["reason"])
     ]
     for session in sessions if not notes else ():
-        record = artifacts.read_json(session.folder / "session.json")
-        notes += [f"{session.key}: {note}" for note in record.get("notes", ()) if note.startswith(f"label {target} left out")]
+        notes += [f"{session.key}: {note}" for note in session.notes if note.startswith(f"label {target} left out")]
     return "; ".join(dict.fromkeys(notes[:3])) or None

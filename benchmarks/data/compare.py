@@ -1,0 +1,210 @@
+"""Preprocessing, storing and reading real scans: ours beside other ways (``peers.py``), in one run on one core.
+
+    python benchmarks/data/compare.py [--data ../shared/data/openms-long] [--repeats 40]
+
+Raw clinical scans of 3-4 mm slices. Prints CPU-seconds, bytes, errors, peak memory, and milliseconds from drawing a place to a tensor, warm
+and cold (the file's pages dropped before each read).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = os.environ["BLOSC_NTHREADS"] = "1"
+
+import numpy as np
+import peers
+import torch
+from scipy import ndimage
+
+from neuroprior.core import nifti
+from neuroprior.core.geometry import ConformSpec, Grid, canonical_grid, grid_of, resample
+from neuroprior.core.volume import Volume
+from neuroprior.data import building, sessions
+from neuroprior.data.pairs import PairConfig, PairDataset
+from neuroprior.data.preparing import PrepareConfig
+from neuroprior.data.store import Store
+from neuroprior.stages.index import index
+
+
+def cold(path: Path) -> None:
+    """Drop a file's pages from the page cache."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)
+    sessions._opened.cache_clear()
+
+
+def one_way(way: str, paths: list[Path], folder: Path) -> None:
+    """Preprocess every scan in this process and print CPU-seconds a scan and the peak memory."""
+    began = time.process_time()
+    if way == "ours":
+        spec = ConformSpec(spacing_mm=1.0, order=3)
+        rows = building.Rows(folder / "index.parquet")
+        for key in rows.keys:
+            building.prepare_session(folder / "ours", key, rows.scans(key), spec, PrepareConfig())
+    else:
+        for number, path in enumerate(paths):
+            getattr(peers, f"{way}_prepare")(path, folder / way / str(number))
+    cpu = (time.process_time() - began) / len(paths)
+    print(cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def interpolation(path: Path) -> dict[str, float]:
+    """RMS distance, in standard deviations of the scan, to cubic splines in float64; through the slices only, and all axes."""
+    volume, _ = nifti.read_scan(path)
+    native = canonical_grid(grid_of(volume), None)
+    turned = Volume(resample(volume, native), native.affine)
+    thick = int(np.argmax(native.spacing_mm))
+    factor = native.spacing_mm[thick]
+    shape = list(native.shape)
+    shape[thick] = int(shape[thick] * factor)
+    affine = native.affine.copy()
+    affine[:3, thick] /= factor
+    affine[:3, 3] += native.affine[:3, thick] * (1 / factor - 1) / 2
+    grid = Grid((shape[0], shape[1], shape[2]), affine)
+    matrix = np.linalg.inv(native.affine) @ grid.affine
+    exact = ndimage.affine_transform(
+        turned.voxels.astype(np.float64), matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=3, mode="mirror"
+    )
+    single = ndimage.affine_transform(
+        turned.voxels, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=3, mode="mirror", output=np.float32
+    )
+    nearest = np.take(
+        turned.voxels,
+        np.clip(
+            np.round(matrix[thick, thick] * np.arange(shape[thick]) + matrix[thick, 3]).astype(int), 0, native.shape[thick] - 1
+        ),
+        axis=thick,
+    )
+    linear, ours = resample(turned, grid, order=1), resample(turned, grid, order=3)
+    spread, inner = exact.std(), [slice(None)] * 3
+    inner[thick] = slice(int(factor), -int(factor))
+    named = {"ours": ours, "scipy order 3, float32": single, "linear": linear, "nearest between slices": nearest}
+    return {name: float(np.sqrt(np.mean((found - exact)[tuple(inner)] ** 2)) / spread) for name, found in named.items()}
+
+
+def timed(ways: dict[str, Any], files: list[Path], repeats: int) -> dict[str, np.ndarray]:
+    """(3,) median milliseconds of a read by each way: warm, cold, and processor time warm. The ways take turns, so that all see the same load."""
+    found: dict[str, list[list[float]]] = {name: [[], [], []] for name in ways}
+    for dropped in (False, True):
+        for number in range(-2, repeats):
+            for name, function in ways.items():
+                draw = np.random.default_rng(abs(number))
+                if dropped:
+                    for file in files:
+                        cold(file)
+                began, cpu = time.perf_counter(), time.process_time()
+                function(abs(number), draw)
+                if number >= 0:
+                    found[name][int(dropped)].append(time.perf_counter() - began)
+                    if not dropped:
+                        found[name][2].append(time.process_time() - cpu)
+    return {name: np.array([1e3 * float(np.median(times)) for times in rows]) for name, rows in found.items()}
+
+
+def dry_run(index_file: Path, folder: Path) -> str:
+    """What the dry run says of an index, beside what it took."""
+    spec, config, where = ConformSpec(spacing_mm=1.0, order=3), PrepareConfig(), building.Where(workers=1)
+    told = building.estimate(index_file, spec, config, where)
+    began = time.process_time()
+    built = building.build(index_file, folder, spec, config, where)
+    spent = time.process_time() - began
+    return (f"dry run: {told.cpu_seconds:.1f} CPU-s and {told.megabytes:.0f} MB foretold, {spent:.1f} CPU-s and {built.megabytes:.0f} MB taken "
+            f"({told.cpu_seconds / spent - 1:+.0%}, {told.megabytes / built.megabytes - 1:+.0%}), {built.sessions} sessions")  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared/data/openms-long")
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--way")
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    paths = sorted(given.data.glob("sub-*/ses-*/anat/*.nii.gz"))
+    if given.way:
+        one_way(given.way, paths, given.folder)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for way in ("nnssl", "fomo"):
+            (folder / way).mkdir()
+        index([given.data], folder / "index.parquet", workers=1)
+        print(
+            f"{len(paths)} scans of {given.data.name}, load {os.getloadavg()[0]:.1f}\n\n| | CPU-s a scan | MB a scan | peak MB |\n|---|--:|--:|--:|"
+        )
+        for way in ("nnssl", "fomo", "ours"):
+            command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--data", str(given.data)]
+            cpu, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:]
+            size = sum(file.stat().st_size for file in (folder / way).rglob("*") if file.is_file())
+            if way == "ours":
+                building.build(
+                    folder / "index.parquet",
+                    folder / "ours",
+                    ConformSpec(spacing_mm=1.0, order=3),
+                    PrepareConfig(),
+                    building.Where(workers=1),
+                )
+                store = Store.open(folder / "ours")
+                size = sum(store.frame(s.key, n)[1].length for s in store.sessions for n in s.scans)
+            print(f"| {way} | {float(cpu):.2f} | {size / len(paths) / 1e6:.2f} | {float(peak):.0f} |")
+        errors = [entry["rounding_error"] for s in store.sessions for entry in s.scans.values()]
+        print(f"\nlargest rounding error of ours: {max(errors):.6f} standard deviations (stated: {1 / 1024:.6f})")
+        told = [interpolation(path) for path in paths[:4]]
+        print("interpolation between slices, RMS distance to float64 cubic splines: "
+              + ", ".join(f"{name} {np.mean([row[name] for row in told]):.2g}" for name in told[0]))  # fmt: skip
+        names = [(s.key, n) for s in store.sessions for n in s.scans]
+        print("\n| ms: warm / cold / processor, warm | nnssl's way | ours | ratio |\n|---|--:|--:|--:|")
+        theirs, own = sorted((folder / "nnssl").iterdir()), [s.file for s in store.sessions]
+        for size in (64, 96, 160):
+            dataset = PairDataset(store, ("train", "val", "test"), PairConfig(patch=size, min_head=0.0), seed=0, augment=False)
+
+            def ours(number: int, draw: np.random.Generator, dataset: PairDataset = dataset) -> torch.Tensor:
+                key, contrast = names[number % len(names)]
+                return torch.from_numpy(dataset._box((store[key], contrast), draw)[1])
+
+            def nnssl(number: int, draw: np.random.Generator, size: int = size) -> torch.Tensor:
+                return peers.nnssl_read(theirs[number % len(theirs)], size, draw)
+
+            found = timed({"nnssl": nnssl, "ours": ours}, theirs + own, given.repeats)
+            cells = [
+                " / ".join(f"{v:.2f}" for v in row) for row in (found["nnssl"], found["ours"], found["ours"] / found["nnssl"])
+            ]
+            print(f"| {size}^3 | {' | '.join(cells)} |", flush=True)
+        arrays = sorted((folder / "fomo").iterdir())
+        dataset = PairDataset(store, ("train", "val", "test"), PairConfig(patch=64), seed=0)
+        paired = [number for number in range(200) if dataset[number]["paired"]]
+
+        def pair(number: int, draw: np.random.Generator) -> list[torch.Tensor]:
+            item = dataset[paired[number % len(paired)]]
+            return [torch.from_numpy(np.ascontiguousarray(item[name])) for name in ("image_a", "image_b")]
+
+        def fomo(number: int, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+            return peers.fomo_read_pair((arrays[number % len(arrays)], arrays[(number + 1) % len(arrays)]), 64, draw)
+
+        found = timed({"fomo": fomo, "ours": pair}, arrays + own, given.repeats)
+        shown = [" / ".join(f"{v:.1f}" for v in row) for row in (found["fomo"], found["ours"], found["fomo"] / found["ours"])]
+        print(
+            f"\na pair of 64^3, ms (warm / cold / processor): FOMO2JOMO's way {shown[0]}, ours (mirroring, and drawing again for the head) {shown[1]}, ratio {shown[2]}"
+        )
+        index(
+            [given.data.parent / name for name in ("openms-long", "openms-cross", "stroke-cstar")],
+            folder / "three.parquet",
+            workers=1,
+        )
+        print(dry_run(folder / "three.parquet", folder / "three"), f"load {os.getloadavg()[0]:.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""The session file: everything of one prepared session in one file, from which a box is read without the rest.
+
+::
+
+    8 bytes        magic
+    ...            Blosc2 frames, one an array, each at a multiple of 64 bytes
+    ...            the record: JSON, sorted keys, UTF-8
+    ...            the layout: JSON, array name -> where its frame lies
+    56 bytes       lengths of record and layout, their BLAKE2b (16 bytes), that of everything before (16 bytes), magic
+
+A file appears whole or not at all. The record says what a model can see (grid, conform records, SHA-256 of the voxels, metadata); the
+layout says only where the bytes lie. What Blosc2 needs to find its chunks is checked by a CRC before it is used, so that a damaged
+file is an error and never a crash; the voxels are checked by :func:`check`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import artifacts
+from ..core.errors import ArtifactError
+
+MAGIC = b"NPSESS\x03\n"
+ALIGN = 64
+TAIL = struct.Struct("<QQ16s16s8s")
+CHUNK, BLOCK = 64, 16
+"""Edges of a Blosc2 chunk and of the blocks in it, which are decoded one by one: measured in benchmarks/data."""
+OPEN = 16
+"""Arrays that a process keeps open: a sample reads the same few again."""
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where an array lies in its session file.
+
+    Attributes:
+        offset, length: of the Blosc2 frame, in bytes.
+        header: bytes before its chunks.
+        chunks: bytes of its chunks.
+        crc: CRC-32 of what is neither (header, chunk index, trailer).
+        scale: what the stored values are multiplied with.
+    """
+
+    offset: int
+    length: int
+    header: int
+    chunks: int
+    crc: int
+    scale: float = 1.0
+
+    def plain(self) -> list[int | float]:
+        """As JSON."""
+        return [self.offset, self.length, self.header, self.chunks, self.crc, self.scale]
+
+    @classmethod
+    def of(cls, values: Any) -> Frame:
+        """The inverse of :meth:`plain`.
+
+        Raises:
+            ValueError: these are no six numbers of a frame.
+        """
+        offset, length, header, chunks, crc, scale = values
+        whole = [int(v) for v in (offset, length, header, chunks, crc)]
+        if min(whole) < 0 or whole[2] + whole[3] > whole[1] or not 0 < float(scale) < float("inf"):
+            raise ValueError("impossible numbers")
+        return cls(*whole, float(scale))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A compressed array on its way to a file.
+
+    Attributes:
+        frame: Blosc2's bytes.
+        header, chunks: how many of them come before the chunks, and are the chunks.
+        sha256: of dtype, shape and values.
+        scale: what the stored values are to be multiplied with.
+    """
+
+    frame: bytes
+    header: int
+    chunks: int
+    sha256: str
+    scale: float = 1.0
+
+
+def pack(array: np.ndarray, scale: float = 1.0) -> Packed:
+    """Compress an (x, y, z) array."""
+    import blosc2
+
+    chunks = tuple(min(CHUNK, n) for n in array.shape)
+    blocks = tuple(min(BLOCK, n) for n in array.shape)
+    parameters = {"codec": blosc2.Codec.LZ4HC, "clevel": 4, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1}
+    stored = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=parameters)
+    frame = bytes(stored.to_cframe())
+    header, chunks = int.from_bytes(frame[11:15], "big"), int.from_bytes(frame[39:47], "big")  # of the frame format's header
+    return Packed(frame, header, chunks, artifacts.sha256_array(array), scale)
+
+
+def quantised(values: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]:
+    """Voxels as they are stored: the array, what to multiply it with, and the largest error that this makes.
+
+    Args:
+        values: (x, y, z) float32.
+        dtype: ``int16`` (steps of about 1/512 standard deviation, a power of two, wider only where values would not fit; the error is
+            half a step, and up to one for what would have become 0), ``float16`` or ``float32``.
+    """
+    if dtype != "int16":
+        with np.errstate(over="ignore"):
+            stored = values.astype(dtype)
+        return stored, 1.0, float(np.abs(stored.astype(np.float32) - values).max())
+    spread, most = float(values.std(dtype=np.float64)), float(np.abs(values).max())
+    step = 2.0 ** round(np.log2(spread / 512)) if spread > 0 else 1.0
+    while most > 32767 * step:
+        step *= 2
+    scaled = values * np.float32(1 / step)
+    np.rint(scaled, out=scaled)
+    lost = (scaled == 0) & (values != 0)  # 0 means outside the field of view, to all who read, so nothing else may become 0
+    scaled[lost] = np.where(values[lost] < 0, -1, 1)
+    stored = scaled.astype(np.int16)
+    scaled *= np.float32(step)
+    scaled -= values
+    return stored, step, float(max(scaled.max(), -scaled.min()))
+
+
+def write(path: Path, record: Mapping[str, Any], arrays: Mapping[str, Packed]) -> None:
+    """Write a session file atomically.
+
+    Raises:
+        ArtifactError: the disk is full or not writable.
+    """
+    layout: dict[str, Any] = {}
+    body = blake2b(digest_size=16)
+    with artifacts.atomic(path) as temporary, open(temporary, "wb") as file:
+
+        def put(content: bytes) -> None:
+            file.write(content)
+            body.update(content)
+
+        put(MAGIC)
+        for name, packed in sorted(arrays.items()):
+            put(b"\0" * (-file.tell() % ALIGN))
+            crc = zlib.crc32(packed.frame[packed.header + packed.chunks :], zlib.crc32(packed.frame[: packed.header]))
+            layout[name] = Frame(file.tell(), len(packed.frame), packed.header, packed.chunks, crc, packed.scale).plain()
+            put(packed.frame)
+        told = json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        where = json.dumps(layout, sort_keys=True, separators=(",", ":")).encode()
+        file.write(told + where)
+        file.write(TAIL.pack(len(told), len(where), blake2b(told + where, digest_size=16).digest(), body.digest(), MAGIC))
+
+
+def _damaged(path: Path, got: str) -> ArtifactError:
+    return ArtifactError("a file of the store is damaged", file=path, got=got, next_step="run neuroprior store repair")
+
+
+def read(path: Path) -> tuple[bytes, dict[str, Frame]]:
+    """A session file's record (as it stands, JSON) and its layout, checked.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size < TAIL.size + len(MAGIC):
+                raise _damaged(path, f"{size} bytes")
+            file.seek(size - TAIL.size)
+            record, layout, digest, _, magic = TAIL.unpack(file.read(TAIL.size))
+            start = size - TAIL.size - record - layout
+            if magic != MAGIC or start < len(MAGIC):
+                raise _damaged(path, "no end of a session file")
+            file.seek(start)
+            content = file.read(record + layout)
+    except FileNotFoundError:
+        raise ArtifactError("a file of the store is missing", file=path, next_step="run neuroprior store repair") from None
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from None
+    if blake2b(content, digest_size=16).digest() != digest:
+        raise _damaged(path, "a record that is not the one that was written")
+    try:
+        frames = {name: Frame.of(values) for name, values in json.loads(content[record:]).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"a layout that cannot be read ({error})") from None
+    return content[:record], frames
+
+
+@lru_cache(maxsize=OPEN)
+def _opened(path: str, frame: Frame, inode: int, mtime_ns: int, size: int) -> Any:
+    """The Blosc2 array of a frame, its index checked; the last arguments make a file that changed be opened anew."""
+    import blosc2
+
+    if frame.offset + frame.length > size:
+        raise _damaged(Path(path), f"{size} bytes, cut short")
+    with open(path, "rb") as file:
+        file.seek(frame.offset)
+        crc = zlib.crc32(file.read(frame.header))
+        file.seek(frame.offset + frame.header + frame.chunks)
+        crc = zlib.crc32(file.read(frame.length - frame.header - frame.chunks), crc)
+    if crc != frame.crc:
+        raise _damaged(Path(path), "an index of chunks that is not the one that was written")
+    # read, not mapped: as fast from the page cache, twice as fast from the disk, and a file that is cut short is an error, not a signal
+    return blosc2.open(path, mode="r", offset=frame.offset)
+
+
+def read_array(path: Path, frame: Frame, box: Box | None = None) -> np.ndarray:
+    """A box of a stored array, or all of it, in the stored dtype; only blocks that the box touches are decoded.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        stat = path.stat()
+        array = _opened(os.fspath(path), frame, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        return np.asarray(array[box if box is not None else (slice(None),) * 3])
+    except FileNotFoundError:
+        raise ArtifactError("a file of the store is missing", file=path, next_step="run neuroprior store repair") from None
+    except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
+def scaled(stored: np.ndarray, frame: Frame) -> np.ndarray:
+    """Stored voxels as float32 values."""
+    values = stored.astype(np.float32)
+    if frame.scale != 1.0:
+        values *= np.float32(frame.scale)
+    return values
+
+
+def check(path: Path) -> list[str]:
+    """Every array of a session file that is damaged or is not the one that was written, as ``name: what``; and the file itself."""
+    try:
+        record, frames = read(path)
+    except ArtifactError as error:
+        return [f"{error.what} (got {error.got})" if error.got else error.what]
+    told = json.loads(record)
+    expected = {name: entry["sha256"] for name, entry in told["scans"].items()}
+    for name, entry in told["labels"].items():
+        parts = (("label", "sha256"), ("second", "second_sha256"), ("share", "share_sha256"))
+        expected |= {f"{part}.{name}": entry[key] for part, key in parts if key in entry}
+    problems = []
+    for name, digest in expected.items():
+        try:
+            if name not in frames:
+                problems.append(f"{name}: it is missing")
+            elif artifacts.sha256_array(read_array(path, frames[name])) != digest:
+                problems.append(f"{name}: the voxels are not the ones that were written")
+        except ArtifactError as error:
+            problems.append(f"{name}: {error.what} (got {error.got})")
+    return problems or ([] if _whole(path) else ["bytes between its arrays are not the ones that were written"])
+
+
+def _whole(path: Path) -> bool:
+    """Whether everything before the record is as it was written."""
+    body = blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size - TAIL.size)
+        record, layout, _, digest, _ = TAIL.unpack(file.read(TAIL.size))
+        left = size - TAIL.size - record - layout
+        file.seek(0)
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            body.update(part)
+            left -= len(part)
+    return body.digest() == digest
