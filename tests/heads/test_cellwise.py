@@ -75,6 +75,7 @@ def test_enough_scans_of_a_contrast_are_normalised_as_by_batch_norm_with_its_gra
     head = cellwise.build(cellwise.Config(**BASE, momentum=0.02)).train()
     head.mean.normal_()
     norm = nn.BatchNorm1d(32, affine=False, momentum=1 - 0.98**6, eps=1e-9).train()
+    assert norm.running_mean is not None
     norm.running_mean.copy_(head.mean[0])
     scans, contrast = (torch.randn(9, 32) * 4 + 7).requires_grad_(), torch.tensor([0, 1, 0, 0, 1, 0, 0, 1, 0])
     running = head.mean[1].clone(), head.variance[1].clone()

@@ -121,7 +121,7 @@ def prepare_session(out: Path, key: str, scans: list[Scan], spec: ConformSpec, c
     return None
 
 
-def _read(path: str, nonfinite: str = "error") -> Volume:
+def _read(path: str, nonfinite: Literal["error", "zero"] = "error") -> Volume:
     """A scan's voxels, of a file that stands still; values that are not finite end it, or become 0 (``nonfinite="zero"``)."""
     before = _state(path)
     try:

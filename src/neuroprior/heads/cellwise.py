@@ -113,24 +113,26 @@ class CellwiseHead(nn.Module):
 
     def normalised(self, scans: Tensor, contrast: Tensor) -> Tensor:
         """(N, D) :meth:`scans` centred and scaled by contrast; while training, the running statistics follow. No value leaves the device."""
-        mean, variance = self.mean, self.variance
-        if self.training:
-            mine = functional.one_hot(contrast, len(self.config.contrasts)).to(scans.dtype)  # (N, contrasts)
-            count = mine.sum(0)[:, None]
-            here = mine.T @ scans / count.clamp_min(1)
-            spread = mine.T @ (scans - here[contrast]).square() / count.clamp_min(1)
-            enough = count >= ENOUGH
-            mean, variance = torch.where(enough, here, mean), torch.where(enough, spread, variance)
-            few = (count > 1) & ~enough  # the values stay; the gradient loses what would move all scans alike, as in a batch norm
-            scans = scans + torch.where(few, here.detach() - here, torch.zeros_like(here))[contrast]
-        result = (scans - mean[contrast]) / (variance[contrast] + 1e-5 * variance.mean() + 1e-12).sqrt()
-        if self.training:
-            with torch.no_grad():
-                share = 1 - (1 - self.config.momentum) ** count  # 0 where there is no scan
-                one = mine.T @ (scans - self.mean[contrast]).square()  # a single scan's spread is its distance from the others
-                self.variance += share * (torch.where(count > 1, spread * count / (count - 1).clamp_min(1), one) - self.variance)
-                self.mean += share * (here - self.mean)
+        if not self.training:
+            return self._scaled(scans, contrast, self.mean, self.variance)
+        mine = functional.one_hot(contrast, len(self.config.contrasts)).to(scans.dtype)  # (N, contrasts)
+        count = mine.sum(0)[:, None]
+        here = mine.T @ scans / count.clamp_min(1)
+        spread = mine.T @ (scans - here[contrast]).square() / count.clamp_min(1)
+        enough = count >= ENOUGH
+        few = (count > 1) & ~enough  # the values stay; the gradient loses what would move all scans alike, as in a batch norm
+        centred = scans + torch.where(few, here.detach() - here, torch.zeros_like(here))[contrast]
+        result = self._scaled(centred, contrast, torch.where(enough, here, self.mean), torch.where(enough, spread, self.variance))
+        with torch.no_grad():
+            share = 1 - (1 - self.config.momentum) ** count  # 0 where there is no scan
+            one = mine.T @ (scans - self.mean[contrast]).square()  # a single scan's spread is its distance from the others
+            self.variance += share * (torch.where(count > 1, spread * count / (count - 1).clamp_min(1), one) - self.variance)
+            self.mean += share * (here - self.mean)
         return result
+
+    @staticmethod
+    def _scaled(scans: Tensor, contrast: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return (scans - mean[contrast]) / (variance[contrast] + 1e-5 * variance.mean() + 1e-12).sqrt()
 
     def forward(
         self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int,
