@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 
 from neuroprior.core.errors import ConfigError, InputError, LeakageError
+from neuroprior.data import indexing
 from neuroprior.data.index import read_index, read_table
-from neuroprior.stages import index as stage
 from neuroprior.stages.index import index
 
 Make = Callable[..., Path]
@@ -224,7 +224,7 @@ def test_a_damaged_earlier_index_is_made_anew(made: Path, tmp_path: Path) -> Non
 
 
 def test_workers_give_the_same_table(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "FEW", {"header": 0, "voxels": 0})
+    monkeypatch.setattr(indexing, "FEW", {"header": 0, "voxels": 0})
     index([made], tmp_path / "one.parquet", workers=1)
     index([made], tmp_path / "two.parquet", workers=2)
     assert read_table(tmp_path / "one.parquet")[0].equals(read_table(tmp_path / "two.parquet")[0])
@@ -243,7 +243,7 @@ def test_a_worker_that_dies_takes_only_its_scan_along(made: Path, tmp_path: Path
     from neuroprior.readers import bids
 
     scans = list(bids.read(made / "one"))
-    with stage._Pool(SimpleNamespace(workers=2)) as pool:  # type: ignore[arg-type]  # it needs no more of the options
+    with indexing.Pool(SimpleNamespace(workers=2)) as pool:  # type: ignore[arg-type]  # it needs no more of the options
         tables = list(pool._parallel(importlib.import_module("deadly").work, [scans[n : n + 4] for n in range(0, 12, 4)]))
     told = {scan.scan: scan for table in tables for scan in scans_of(table)}
     assert len(told) == 12
@@ -275,8 +275,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, made: Path, run_cli: 
     """Killed without a word while it reads: the next run takes over what was kept, and gives the table of an undisturbed one."""
     out = tmp_path / "i.parquet"
     index([made], tmp_path / "whole.parquet", workers=1)
-    monkeypatch.setattr(stage, "KEPT_EVERY_S", 0.0)
-    monkeypatch.setattr(stage, "BATCH", {"header": 3, "voxels": 3})
+    monkeypatch.setattr(indexing, "KEPT_EVERY_S", 0.0)
+    monkeypatch.setattr(indexing, "BATCH", {"header": 3, "voxels": 3})
     child = os.fork()
     if child == 0:
         from neuroprior.data import index as tables

@@ -1,0 +1,562 @@
+"""From datasets on disk to rows: who reads what, what has not changed, and processes that check the rest.
+
+One walk over each dataset; a row that is there already and whose file, settings and code are the same is kept. What is done is put beside
+the index now and then, so that a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+BATCH = {"header": 512, "voxels": 8}
+"""Scans that a worker takes at a time."""
+FEW = {"header": 400, "voxels": 20}
+"""Fewer scans than this are read without workers: starting them takes longer."""
+NO_PERSON = ("image_name", "dataset_name")
+"""Columns of readers of ours that are called a name and name no person."""
+TOLD_EVERY_S = 30.0
+"""How often progress is told where there is no terminal."""
+KEPT_EVERY_S = 20.0
+"""How often what is done is put beside the index, so that a killed run goes on from there."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for, as far as rows depend on it."""
+
+    reader: str
+    mapping: dict[str, str]
+    column: dict[str, str]
+    licence: dict[str, str]
+    variables: dict[str, str]
+    condition: Any
+    checks: str
+    policies: dict[str, str]
+    converted: Path
+    workers: int
+
+    def checked(self) -> str:
+        """How a row is checked, in words."""
+        from .. import __version__
+
+        policies = {name: policy for name, policy in self.policies.items() if name != "duplicates"}
+        return f"{__version__} {self.checks} {sorted(policies.items())}"
+
+    def key(self) -> str:
+        """The hash of everything that rows depend on."""
+        from ..core.artifacts import sha256_json
+
+        return sha256_json([
+            self.checked(), self.mapping, self.column, self.licence, self.variables, self.condition.text if self.condition else None,
+            self.policies["duplicates"],
+        ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset: where it lies, the name of its rows, and who reads it, and why."""
+
+    root: Path
+    name: str | None
+    module: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows of a source."""
+
+    source: Source
+    table: Any
+    note: dict[str, str]
+    left_out: int = 0
+    reused: int = 0
+    columns: frozenset[str] = frozenset()
+    untouched: bool = False
+
+
+class Line:
+    """The progress on the error stream: a line with counts, rate and time left on a terminal, a log message now and then elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Any) -> Text:
+                return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self.walking = self.progress.add_task("listing files", total=None)
+        self.reading = self.progress.add_task("reading scans", total=0, visible=False)
+        self.total, self.files, self.scans = 0, 0, 0
+        self.started = self.told = time.monotonic()
+
+    def __enter__(self) -> Line:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if not self.progress.disable or now - self.told < TOLD_EVERY_S:
+            return
+        self.told = now
+        rate = self.scans / (now - self.started)
+        logger.info("%d files listed, %d of %d known scans read (%.0f/s)", self.files, self.scans, self.total, rate)
+
+    def listed(self, count: int) -> None:
+        """So many files more were seen."""
+        self.files += count
+        self.progress.advance(self.walking, count)
+        self._tell()
+
+    def expect(self, count: int) -> None:
+        """So many scans more will be read."""
+        self.total += count
+        self.progress.update(self.reading, total=self.total, visible=self.total > 0)
+
+    def read(self, count: int) -> None:
+        """So many scans more were read."""
+        self.scans += count
+        self.progress.advance(self.reading, count)
+        self._tell()
+
+
+class Pool:
+    """Processes that check scans, started when there is enough to do; one that dies takes only the scan that killed it along."""
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.pool = options, None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, workers: int) -> Any:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+    def check(self, scans: list[Any]) -> Iterator[Any]:
+        """Tables of the scans, as they are done."""
+        from functools import partial
+
+        from . import index as tables
+
+        options = self.options
+        voxels = options.checks == "voxels"
+        work = partial(tables.check_batch, voxels=voxels, policies=options.policies, settings=options.checked())
+        size = BATCH[options.checks]
+        batches = [scans[start : start + size] for start in range(0, len(scans), size)]
+        if options.workers == 1 or (len(scans) < FEW[options.checks] and self.pool is None):
+            yield from map(work, batches)
+            return
+        yield from self._parallel(work, batches)
+
+    def _parallel(self, work: Any, batches: list[list[Any]]) -> Iterator[Any]:
+        from concurrent.futures import FIRST_COMPLETED, wait
+        from concurrent.futures.process import BrokenProcessPool
+
+        waiting, under_way = deque(batches), {}
+        while waiting or under_way:
+            if self.pool is None:
+                self.pool = self._start(self.options.workers)
+            try:
+                while waiting and len(under_way) < 2 * self.options.workers:  # no more than that lies in memory
+                    future = self.pool.submit(work, waiting[0])
+                    under_way[future] = waiting.popleft()
+                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in done:
+                    table = future.result()
+                    del under_way[future]
+                    yield table
+            except BrokenProcessPool:
+                self.pool = None
+                logger.warning("a worker died; what it was reading is read again, one by one")
+                for batch in list(under_way.values()):
+                    yield from (self._alone(work, scan) for scan in batch)
+                under_way.clear()
+
+    def _alone(self, work: Any, scan: Any) -> Any:
+        """One scan in a process of its own; one that kills it becomes a row with that reason."""
+        from concurrent.futures.process import BrokenProcessPool
+        from dataclasses import replace
+
+        from ..core.records import BAD
+        from .index import to_table
+
+        pool = self._start(1)
+        try:
+            return pool.submit(work, [scan]).result()
+        except BrokenProcessPool:
+            reason = "reading it killed the process twice (out of memory?)"
+            return to_table([replace(scan, status=BAD, reasons=(*scan.reasons, reason))])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Earlier:
+    """The index that is there already, and the parts that a killed run left."""
+
+    def __init__(self, out: Path, options: Options) -> None:
+        from ..core.errors import ArtifactError
+        from . import index as tables
+
+        self.out, self.options = out, options
+        self.folder = out.with_name(out.stem + ".parts")
+        self.table: pa.Table | None = None
+        self.notes: dict[str, Any] = {}
+        self.known: dict[str, tuple[str, int | None, int | None, int]] | None = None
+        self.pending: list[Any] = []
+        self.last, self.parts = time.monotonic(), 0
+        if out.is_file():
+            try:
+                self.table, self.notes = tables.read_table(out)
+            except ArtifactError as error:
+                logger.warning("the earlier index cannot be used and is made anew: %s", error.reason)
+        if self.table is not None and "fingerprint" not in self.table.column_names:
+            self.table, self.notes = None, {}
+        if self.table is not None:
+            self.table = self.table.select(tables.SCHEMA.names).cast(tables.SCHEMA)
+        self._gather()
+
+    def _gather(self) -> None:
+        """Take the parts of a killed run as rows that are known already."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from . import index as tables
+
+        found = []
+        for path in sorted(self.folder.glob("*.parquet")) if self.folder.is_dir() else []:
+            try:
+                found.append(pq.read_table(path).select(tables.SCHEMA.names).cast(tables.SCHEMA))
+            except (OSError, pa.ArrowException, KeyError, ValueError):
+                logger.warning("a part of a killed run is damaged and is read again: %s", path.name)
+        self.parts = len(found)
+        if found:
+            rows = sum(part.num_rows for part in found)
+            logger.info("%d scans of a run that was interrupted are taken over", rows)
+            self.table = pa.concat_tables([*([self.table] if self.table is not None else []), *found])
+
+    def note_of(self, source: Source) -> dict[str, Any]:
+        """What the earlier index says of a source."""
+        from .index import clean
+
+        root = clean(str(source.root))
+        return next((note for note in self.notes.get("sources", []) if isinstance(note, dict) and note.get("root") == root), {})
+
+    def rows_of(self, root: str) -> pa.Table:
+        """The earlier rows of a source."""
+        import pyarrow.compute as pc
+
+        if self.table is None:
+            raise AssertionError("there is an earlier index wherever this is asked")
+        return self.table.filter(pc.equal(self.table.column("source"), root))
+
+    def look_up(self) -> dict[str, tuple[str, int | None, int | None, int]]:
+        """Scan -> (fingerprint, size, time, row)."""
+        if self.known is None:
+            self.known = {}
+            if self.table is not None:
+                columns = [self.table.column(name).to_pylist() for name in ("scan", "fingerprint", "size_bytes", "mtime_ns")]
+                for row, (name, *facts) in enumerate(zip(*columns)):
+                    self.known[name] = (*facts, row)
+        return self.known
+
+    def keep(self, table: pa.Table) -> None:
+        """Put what is done beside the index, now and then."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from ..core import artifacts
+
+        self.pending.append(table)
+        if time.monotonic() - self.last < KEPT_EVERY_S:
+            return
+        with artifacts.atomic(self.folder / f"{self.parts:06d}.parquet") as temporary:
+            pq.write_table(pa.concat_tables(self.pending), temporary)
+        self.parts += 1
+        self.pending.clear()
+        self.last = time.monotonic()
+
+    def whole(self, made: list[Piece]) -> bool:
+        """Whether the earlier index is this one, row for row."""
+        return bool(made) and all(piece.untouched for piece in made) and len(made) == len(self.notes.get("sources", []))
+
+    def done(self) -> None:
+        """The index is written: the parts are not needed any more."""
+        import shutil
+
+        self.pending.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Pool, line: Line) -> Piece:
+    """The rows of a source: the earlier ones where nothing changed, others from its reader and its files.
+
+    A source that cannot be read among others is a row with the reason.
+    """
+    import pyarrow as pa
+
+    from ..core.contrasts import UNKNOWN
+    from ..core.errors import MissingDependency, NeuropriorError
+    from ..core.records import BAD, Scan
+    from ..readers import _tree
+    from . import index as tables
+
+    reader = source.module.__name__.rsplit(".", 1)[-1] if source.module is not None else "index"
+    tree = _tree.walk(source.root, line.listed) if source.root.is_dir() else None
+    digest = tree.digest if tree is not None else _stamp(source.root)
+    note = {
+        "root": tables.clean(str(source.root)),
+        "reader": reader,
+        "digest": digest,
+        "options": options.key(),
+        "name": source.name or "",
+    }
+    before = earlier.note_of(source)
+    if {**before, "left_out": 0} == {**note, "left_out": 0} and (rows := _kept(earlier.rows_of(note["root"]), tree)) is not None:
+        return Piece(source, rows, note, int(before.get("left_out", 0)), rows.num_rows, untouched=True)
+    said: dict[str, Any] = {"contrast_map": options.mapping}
+    said |= {"name": source.name} if source.name else {}
+    said |= {"column_map": options.column} if reader == "table" else {}
+    said |= {"variables": options.variables} if reader == "openmind" else {}
+    said |= {"into": options.converted / (source.name or source.root.name)} if reader == "dicom" else {}
+    said |= {"tree": tree} if reader in ("bids", "synthetic") else {}
+    try:
+        found = tables.read_index(source.root) if source.module is None else list(source.module.read(source.root, **said))
+    except MissingDependency:
+        raise
+    except NeuropriorError as error:
+        if source.why == "asked for":
+            raise
+        logger.error("%s cannot be read and is a row with the reason: %s", source.root, error)
+        name = source.name or source.root.name
+        found = [Scan(
+            scan=f"{name}/?", dataset=name, subject=f"{name}/?", session="", contrast=UNKNOWN, contrast_raw="", path=str(source.root),
+            status=BAD, reasons=(f"the dataset cannot be read: {error.reason}",),
+        )]  # fmt: skip
+    logger.info("%s: %d scans (%s: %s)", source.root, len(found), reader, source.why)
+    found = _licensed(_named_once(_nameless(found, source.root)), options.licence)
+    columns = frozenset({name for scan in found for name in scan.columns})
+    condition, left_out = options.condition, 0
+    if condition is not None and not condition.needs_files:
+        kept = [scan for scan in found if condition.test(scan)]
+        left_out, found = len(found) - len(kept), kept
+    todo, reused, pieces = [], [], []
+    known, settings = earlier.look_up(), options.checked()
+    for scan in found:
+        old = known.get(scan.scan)
+        (reused if old is not None and _same(scan, old, settings) else todo).append(
+            scan if old is None or not _same(scan, old, settings) else old[3]
+        )
+    if reused and earlier.table is not None:
+        pieces.append(earlier.table.take(reused))
+    line.expect(len(todo))
+    del found
+    for table in pool.check(todo):
+        earlier.keep(table)
+        line.read(table.num_rows)
+        pieces.append(table)
+    table = pa.concat_tables(pieces) if pieces else tables.SCHEMA.empty_table()
+    if condition is not None and condition.needs_files:
+        fulfilled = [condition.test(scan) for scan in tables.scans_of(table)]
+        left_out, table = left_out + len(fulfilled) - sum(fulfilled), table.filter(pa.array(fulfilled, pa.bool_()))
+    where = tables.SCHEMA.get_field_index("source")
+    table = table.set_column(where, "source", pa.array([note["root"]] * table.num_rows, pa.string()))
+    return Piece(source, table, note, left_out, len(reused), columns)
+
+
+def _same(scan: Any, old: tuple[str, int | None, int | None, int], settings: str) -> bool:
+    """Whether a scan's earlier row still holds: the reader says the same, it is checked alike, and the file is the one it was."""
+    from .index import fingerprint
+
+    said, size, mtime, _ = old
+    if said is None or size is None or said != fingerprint(scan, settings):
+        return False
+    try:
+        facts = os.stat(scan.path)
+    except (OSError, ValueError):
+        return False
+    return (facts.st_size, facts.st_mtime_ns) == (size, mtime)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        facts = path.stat()
+    except OSError:
+        return ""
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
+def _kept(rows: pa.Table, tree: Any) -> pa.Table | None:
+    """The earlier rows of a source whose own folder has not changed, unless a file of theirs that lies elsewhere has."""
+    inside = f"{tree.root}/" if tree is not None else "\0"
+    for path, size, mtime in zip(*(rows.column(name).to_pylist() for name in ("path", "size_bytes", "mtime_ns"))):
+        if path.startswith(inside) or size is None:
+            continue
+        try:
+            facts = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        if (facts.st_size, facts.st_mtime_ns) != (size, mtime):
+            return None
+    return rows
+
+
+def _named_once(scans: list[Any]) -> list[Any]:
+    """Scans whose names differ: one that comes again (``.nii`` beside ``.nii.gz``) gets a number and is bad; names that differ by case are told."""
+    from dataclasses import replace
+
+    from ..core.records import BAD, OK, WARNING
+
+    seen: dict[str, str] = {}
+    folded: Counter[str] = Counter(name.casefold() for name in {scan.scan for scan in scans})
+    out = []
+    for scan in scans:
+        if folded[scan.scan.casefold()] > 1:
+            reason = "another scan's name differs by case only: on some file systems the two are one file"
+            scan = replace(scan, status=WARNING if scan.status == OK else scan.status, reasons=(*scan.reasons, reason))
+        if scan.scan not in seen:
+            seen[scan.scan] = scan.path
+            out.append(scan)
+            continue
+        number = 2
+        while f"{scan.scan}.{number}" in seen:
+            number += 1
+        seen[f"{scan.scan}.{number}"] = scan.path
+        reason = f"another file gives a scan of the same name ({Path(seen[scan.scan]).name}): rename one"
+        out.append(replace(scan, scan=f"{scan.scan}.{number}", status=BAD, reasons=(*scan.reasons, reason)))
+    return out
+
+
+def _nameless(scans: list[Any], root: Path) -> list[Any]:
+    """The scans without columns that say who somebody is, whatever reader they come from."""
+    from dataclasses import replace
+
+    from ..readers._people import identifying
+
+    telling = sorted(
+        name for name in {name for scan in scans for name in scan.columns} if identifying(name) and name not in NO_PERSON
+    )
+    if not telling:
+        return scans
+    logger.info("%s: the columns %s may say who somebody is; they are left out", root, ", ".join(telling))
+    return [replace(scan, columns={name: cell for name, cell in scan.columns.items() if name not in telling}) for scan in scans]
+
+
+def _licensed(scans: list[Any], licences: dict[str, str]) -> list[Any]:
+    from dataclasses import replace
+
+    if not licences:
+        return scans
+    return [replace(scan, licence=licences[scan.dataset]) if scan.dataset in licences else scan for scan in scans]
+
+
+def sources_of(roots: list[Path], reader: str) -> list[Source]:
+    """Every dataset under the roots, each with a name of its own."""
+    from ..core.errors import InputError
+    from ..readers import bids
+    from .index import is_index
+
+    found: list[Source] = []
+    for root in roots:
+        root = Path(os.path.abspath(root))
+        if root.suffix == ".parquet" and is_index(root):
+            found.append(Source(root, None, None, "it is an index"))
+        else:
+            found += [Source(folder, None, module, why) for folder, module, why in _datasets(root, reader)]
+    twice = [str(root) for root, n in Counter(source.root for source in found).items() if n > 1]
+    if twice:
+        raise InputError("a dataset is given twice", file=twice[0], next_step="give it once")
+    names = Counter(bids.dataset_name(source.root).casefold() for source in found if source.module is not None)
+    out, used = [], set(names)
+    for source in found:
+        name = bids.dataset_name(source.root)
+        if source.module is None or names[name.casefold()] == 1:
+            out.append(source)
+            continue
+        longer = f"{source.root.resolve().parent.name}-{name}"
+        number = 1
+        while (longer if number == 1 else f"{longer}-{number}").casefold() in used:
+            number += 1
+        longer = longer if number == 1 else f"{longer}-{number}"
+        used.add(longer.casefold())
+        logger.warning("several datasets are called %r; that of %s is called %r", name, source.root, longer)
+        out.append(Source(source.root, longer, source.module, source.why))
+    return out
+
+
+def _datasets(root: Path, reader: str) -> list[tuple[Path, Any, str]]:
+    """The datasets in a folder: itself, or those among its children, each with the reader that recognises it, and why."""
+    from ..core import shelf
+    from ..core.errors import InputError
+
+    if not root.exists():
+        raise InputError("there is no such folder", file=root)
+    if reader != "auto":
+        return [(root, shelf.load("readers", reader), "asked for")]
+    # the most particular reader first: bids recognises nearly everything
+    order = sorted(shelf.names("readers"), key=lambda name: (name == "bids", name == "dicom", name))
+    modules = [shelf.load("readers", name) for name in order]
+
+    def recognised(folder: Path) -> tuple[Any, str] | None:
+        for module in modules:
+            try:
+                why = module.recognises(folder)
+            except OSError as error:
+                logger.warning("%s cannot be looked into: %s", folder, error.strerror)
+                return None
+            if why:
+                return module, why
+        return None
+
+    found = recognised(root)
+    if found is not None:
+        return [(root, found[0], "asked for" if root.is_file() else found[1])]
+    children = (
+        [child for child in sorted(root.iterdir()) if child.is_dir() and not child.name.startswith(".")] if root.is_dir() else []
+    )
+    told = [(child, *one) for child in children if (one := recognised(child)) is not None]
+    if not told:
+        raise InputError(
+            "no dataset was recognised here", file=root, expected="a BIDS dataset, a folder of them, DICOM files, or a table of scans",
+            got="an empty folder" if root.is_dir() and not any(root.iterdir()) else None,
+            next_step="give the folder that holds sub-*, or a table: neuroprior index scans.csv --reader table",
+        )  # fmt: skip
+    others = [child.name for child in children if child not in {folder for folder, _, _ in told}]
+    logger.info(
+        "%s holds %d datasets: %s%s",
+        root,
+        len(told),
+        ", ".join(child.name for child, _, _ in told[:10]),
+        " ..." * (len(told) > 10),
+    )
+    if others:
+        logger.info(
+            "no reader recognises %d other folders: %s%s", len(others), ", ".join(others[:10]), " ..." * (len(others) > 10)
+        )
+    return told
