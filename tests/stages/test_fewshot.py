@@ -155,8 +155,9 @@ def test_what_is_chosen_does_not_depend_on_test_labels(store_path: Path, tiny: s
     def run(name: str, altered: bool) -> tuple[Any, Any, list[dict[str, Any]]]:
         opened = Store.open(store_path)
         if altered:
-            changed = tuple(replace(s, columns={**s.columns, "age": 200.0}) if s.subject in test else s for s in opened.sessions)
-            opened = Store(opened.path, opened.info, changed)
+            opened = opened.with_sessions(
+                [replace(s, columns={**s.columns, "age": 200.0}) if s.subject in test else s for s in opened.sessions]
+            )
         found = many.make(
             opened, many.Run(name, "scratch", fold, 0, {}), "regression", "age", out=tmp_path, assignments=SMALL, contrasts="T1w",
             recipe=tiny,
@@ -184,7 +185,7 @@ def test_what_cannot_be_divided_is_told(
 
         def opened(path: Any) -> Store:
             store = real(path)
-            return Store(store.path, store.info, tuple(replace(s, columns={**s.columns, "one": "x"}) for s in store.sessions))
+            return store.with_sessions([replace(s, columns={**s.columns, "one": "x"}) for s in store.sessions])
 
         monkeypatch.setattr(Store, "open", opened)
     with pytest.raises(InputError, match=match):

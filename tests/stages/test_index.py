@@ -334,10 +334,11 @@ def test_the_way_to_nnssl_and_back(made: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_index_fixed_is_prepared(made: Path, tmp_path: Path) -> None:
+    from neuroprior.data.store import Store
     from neuroprior.stages.prepare import prepare
 
     scan(made / "two/sub-3/anat/sub-3_T1w.nii.gz", change=nan)
     for policy, stored in (("skip", 23), ("fix", 24)):
         index([made], tmp_path / "i.parquet", policy=[f"intensity={policy}"], workers=1)
         prepare(tmp_path / "i.parquet", tmp_path / policy, spacing="8", workers=1)
-        assert len(list((tmp_path / policy).glob("sessions/*/*/[TF]*.b2nd"))) == stored
+        assert sum(len(session.scans) for session in Store.open(tmp_path / policy).sessions) == stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -112,11 +113,12 @@ def test_killed_workers_leave_no_trace(index_file: Path, store_path: Path, tmp_p
 
         rng = np.random.default_rng(0)
         while not done.is_set() and kills < 6:
-            children = [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]
-            if children:
-                time.sleep(float(rng.uniform(0.2, 2.0)))
-                os.kill(children[int(rng.integers(len(children)))].pid, signal.SIGKILL)
-                kills += 1
+            with contextlib.suppress(psutil.Error, ProcessLookupError):  # it ended while it was looked at
+                children = [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]
+                if children:
+                    time.sleep(float(rng.uniform(0.2, 2.0)))
+                    os.kill(children[int(rng.integers(len(children)))].pid, signal.SIGKILL)
+                    kills += 1
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill)

@@ -237,7 +237,8 @@ def read_labels(path: str | Path) -> tuple[Volume, tuple[str, ...]]:
     facts, (slope, intercept), stored = _load(path)
     if stored.dtype.kind in "iu" and slope == 1 and intercept == 0:
         return Volume(stored.astype(stored.dtype.newbyteorder("="), copy=False), facts.affine), facts.notes
-    values = stored.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN; it is counted below
+        values = stored.astype(np.float64)
     if stored.dtype.kind in "iu":
         values = values * slope + intercept
     elif slope != 1 or intercept != 0:
@@ -600,7 +601,8 @@ def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if stored.dtype.kind == "f" and stored.dtype.itemsize > 4:
         with np.errstate(over="ignore"):
             return (stored * slope + intercept).astype(np.float32)
-    voxels = stored.astype(np.float32)  # a copy: the file's bytes are read-only
+    with np.errstate(invalid="ignore"):
+        voxels = stored.astype(np.float32)  # a copy: the file's bytes are read-only
     if slope != 1:
         voxels *= np.float32(slope)
     if intercept != 0:

@@ -128,6 +128,10 @@ class SessionView:
         """What preparing told of the session."""
         return tuple(_record(self.file)["notes"])
 
+    def with_sessions(self, sessions: Sequence[SessionView]) -> Store:
+        """The same store seen with altered sessions (other columns or splits), each in its place. It does not survive pickling."""
+        return Store(self.path, self.info, tuple(sessions), self._layouts)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A session of a store travels to another process as its name: the store is opened there once."""
         if isinstance(self.scans, Later):
@@ -181,6 +185,10 @@ class Store:
         self.spec: ConformSpec = parse(ConformSpec, info["spec"], where=path / "store.json")
         self._by_key = {session.key: number for number, session in enumerate(sessions)}
         self._layouts = layouts
+
+    def with_sessions(self, sessions: Sequence[SessionView]) -> Store:
+        """The same store seen with altered sessions (other columns or splits), each in its place. It does not survive pickling."""
+        return Store(self.path, self.info, tuple(sessions), self._layouts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _store_of, (self.path,)

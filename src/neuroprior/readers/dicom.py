@@ -327,7 +327,7 @@ def check_slices(series: Series) -> Checked:
         return Checked((), tuple(notes))  # one file holds the volume; its places are in its own tables, which dcm2niix reads
     if len(series.slices) < FEWEST_SLICES:
         return Checked((f"{len(series.slices)} slices are no volume (at least {FEWEST_SLICES})",), tuple(notes))
-    sizes = {(tags.get("Rows"), tags.get("Columns")) for _, tags in series.slices}
+    sizes = {(str(tags.get("Rows")), str(tags.get("Columns"))) for _, tags in series.slices}  # damaged ones are lists
     if len(sizes) > 1:
         problems.append(f"slices of {len(sizes)} sizes in one series")
     places = [_vector(tags.get("ImagePositionPatient"), 3) for _, tags in series.slices]
