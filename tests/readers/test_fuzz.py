@@ -47,7 +47,7 @@ def test_more_whole_trees(tmp_path: Path) -> None:
         FUZZ.case(tmp_path / str(number), 8, number)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 1 << 30),
     ending=st.sampled_from((".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd")),
@@ -70,7 +70,7 @@ def test_headers(tmp_path: Path, seed: int, ending: str, packed: bytes) -> None:
     assert formats.is_other(path) == (ending not in (".nii", ".nii.gz"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.text(max_size=80)
     | st.from_regex(r"(sub-[a-z0-9]*_)?([a-z]+-[A-Za-z0-9]*_)*[A-Za-z0-9]*(\.nii|\.nii\.gz|\.mgz)?", fullmatch=True)
@@ -81,7 +81,7 @@ def test_names(text: str) -> None:
     assert text.endswith(name.extension)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.dictionaries(st.text(max_size=12), st.none() | st.text(max_size=12) | st.integers() | st.floats(), max_size=6),
     st.text(max_size=10),
