@@ -51,8 +51,8 @@ river() { # NAME START TASK TARGET [OPTION...]
 }
 for start in runs/pretrained scratch; do
   river "lesion-$(basename $start)" $start segmentation lesion
-  river "age-$(basename $start)" $start regression age --contrasts T1w
-  river "health-$(basename $start)" $start classification health
+  river "age-$(basename $start)" $start regression age --contrasts T1w --set training.batch=2
+  river "health-$(basename $start)" $start classification health --set training.batch=2
 done
 
 # 8. Report: one page that needs no network.
