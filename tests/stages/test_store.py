@@ -158,6 +158,15 @@ def test_two_processes_fill_one_store(index_file: Path, store_path: Path, tmp_pa
     assert not list((tmp_path / "store").rglob(".*-????????*"))
 
 
+def test_a_run_that_is_not_alone_keeps_its_temporary_files(tmp_path: Path) -> None:
+    """A lock that could not be made exclusive is lost by the kernel and must be taken again."""
+    with building._present(tmp_path) as first:
+        with building._present(tmp_path) as second:
+            assert not first()
+            assert not second(), "the first is still at work"
+        assert first(), "now it is alone"
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 300 kB."""

@@ -163,6 +163,9 @@ def _present(out: Path) -> Iterator[Callable[[], bool]]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                # a lock that could not be made exclusive is lost: without it another run would sweep what this one is about to write
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_SH)
                 return False
             return True
 
