@@ -118,6 +118,35 @@ def held_out(folder: Path) -> list[str]:
         for row in table[(table["case"] == "all") & table["metric"].isin(wanted)].itertuples():
             between = "" if pd.isna(row.low) else f"[{row.low:.3f}, {row.high:.3f}]"
             lines.append(f"{row.model} | {row.metric} | {row.region} | {row.value:.3f} | {between} | {row.n}")
+        if target == "age":
+            lines += resplit(scores)
+    return lines
+
+
+def resplit(scores: Path, repeats: int = 500, calibrating: int = 100) -> list[str]:
+    """Coverage of age intervals over many draws of who calibrates: one draw of 66 says as much of the draw as of the method.
+
+    All of these subjects are held out; ``calibrating`` of them learn the intervals, the others are asked, ``repeats`` times.
+    """
+    table = pd.read_parquet(scores)
+    table = table[(table["model"] == "scratch") & (table["case"] != "all") & table["metric"].isin(["predicted", "truth"])]
+    wide = table.pivot_table(index="case", columns="metric", values="value")
+    value, truth = wide["predicted"].to_numpy(), wide["truth"].to_numpy()
+    ages = {"below 40": truth < 40, "40 to 59": (truth >= 40) & (truth < 60), "from 60": truth >= 60, "all": truth > 0}
+    found: dict[str, list[float]] = {name: [] for name in ages}
+    for repeat in range(repeats):
+        order = seeds.generator("benchmark", "resplit", repeat).permutation(len(truth))
+        fit, new = order[:calibrating], order[calibrating:]
+        parts = calibration.conformal_by_range(np.abs(value - truth)[fit], truth[fit], (40, 60), LEVEL)
+        ranges = [(part.low, part.high, part.half_width) for part in parts]
+        ends = np.array([calibration.interval_over(v, ranges) for v in value[new]])
+        hit = (ends[:, 0] <= truth[new]) & (truth[new] <= ends[:, 1])
+        for name, mine in ages.items():
+            found[name].append(float(hit[mine[new]].mean()))
+    lines = [f"{repeats} draws of {calibrating} who calibrate | mean coverage | 95 % of draws"]
+    for name, shares in found.items():
+        low, high = np.quantile(shares, [0.025, 0.975])
+        lines.append(f"{name} | {np.mean(shares):.3f} | {low:.3f} to {high:.3f}")
     return lines
 
 
