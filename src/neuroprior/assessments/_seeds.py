@@ -105,56 +105,19 @@ def rank(
     Raises:
         InputError: no measure, runs that differ, or weights that do not name the tasks.
     """
-    if not found:
-        raise InputError("there is nothing to rank by")
-    if any(one.models != found[0].models for one in found):
-        raise InputError("the measures are of different runs", expected=", ".join(found[0].models))
-    tasks = list(dict.fromkeys(one.task for one in found))
-    if weights is not None and set(weights) != set(tasks):
-        raise InputError("the weights do not name the tasks", expected=", ".join(tasks), got=", ".join(weights))
-    share = {task: 1.0 if weights is None else float(weights[task]) for task in tasks}
-    if min(share.values()) < 0 or sum(share.values()) <= 0:
-        raise InputError("the weights of the tasks must be positive", got=list(share.values()))
+    share = comparison.shares(found, weights)
     runs = runs_of(found[0].models)
+    names = list(runs)
     picks = _seed_weights(runs, len(found[0].models), resamples, seed)
     mean_of = np.array([np.bincount(places, minlength=len(found[0].models)) / len(places) for places in runs.values()])
-
-    of_all, drawn, values = {}, {}, {}
-    for one in found:
-        key = one.task, one.metric
-        each = one.of(np.arange(one.values.shape[1]))
-        values[key] = mean_of @ each
-        of_all[key] = comparison.ranks(values[key], higher_is_better=one.higher_is_better)
-        again = np.einsum("rmk,rk->rm", picks, comparison._draws(one, resamples, seed))
-        drawn[key] = comparison.ranks(again, higher_is_better=one.higher_is_better)
-    subjects = {one.task: len(set(one.subjects)) for one in found}
-
-    def ranking(chosen: Sequence[str]) -> tuple[Ranking, np.ndarray]:
-        keys = [key for key in of_all if key[0] in chosen]
-        part = np.array([share[task] for task in chosen]) if len(chosen) > 1 else np.ones(1)
-        part = part / part.sum()
-
-        def whole(of: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
-            return np.tensordot(part, np.array([np.mean([of[key] for key in keys if key[0] == task], 0) for task in chosen]), 1)
-
-        mean = whole(of_all)
-        final, again = (comparison.ranks(value, higher_is_better=False) for value in (mean, whole(drawn)))
-        order = np.argsort(mean, kind="stable")
-        again = again[:, order]
-        low, high = np.quantile(again, [0.025, 0.975], axis=0, method="inverted_cdf")
-        ahead = ((again[:, :, None] < again[:, None, :]) + (again[:, :, None] == again[:, None, :]) / 2).mean(0)
-        tau = np.array([paired.kendall_tau(final[order], one) for one in again])
-        names = list(runs)
-        made = Ranking(
-            tuple(names[k] for k in order), final[order], mean[order], low, high, {key: of_all[key][order] for key in keys},
-            {key: values[key][order] for key in keys},
-            {task: np.mean([of_all[key] for key in keys if key[0] == task], 0)[order] for task in chosen},
-            ahead, tau, {task: subjects[task] for task in chosen}, level,
-        )  # fmt: skip
-        return made, again
-
-    over_all, again = ranking(tasks)
-    each = {task: ranking([task]) for task in tasks}
+    values = [mean_of @ one.of(np.arange(one.values.shape[1])) for one in found]
+    drawn = [np.einsum("rmk,rk->rm", picks, comparison._draws(one, resamples, seed)) for one in found]
+    over_all, again = comparison.placed(names, found, values, drawn, share, level)
+    each = {}
+    for task in share:
+        mine = [k for k, one in enumerate(found) if one.task == task]
+        measured, values_of, drawn_of = ([part[k] for k in mine] for part in (found, values, drawn))
+        each[task] = comparison.placed(names, measured, values_of, drawn_of, {task: 1.0}, level)
     return Ranked(
         over_all, {task: one for task, (one, _) in each.items()}, again, {task: draws for task, (_, draws) in each.items()},
         {model: len(places) for model, places in runs.items()},

@@ -161,45 +161,72 @@ def rank(
     Raises:
         InputError: no measure, models that differ, or weights that do not name the tasks.
     """
+    share = shares(found, weights)
+    values = [one.of(np.arange(one.values.shape[1])) for one in found]
+    return placed(found[0].models, found, values, [_draws(one, resamples, seed) for one in found], share, level)[0]
+
+
+def shares(found: Sequence[Measure], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Task -> its part of the whole, summing to one, of measures that can be ranked together.
+
+    Raises:
+        InputError: no measure, models that differ, or weights that do not name the tasks.
+    """
     if not found:
         raise InputError("there is nothing to rank by")
-    models = found[0].models
-    if any(one.models != models for one in found):
-        raise InputError("the measures are of different models", expected=", ".join(models))
+    if any(one.models != found[0].models for one in found):
+        raise InputError("the measures are of different models", expected=", ".join(found[0].models))
     tasks = list(dict.fromkeys(one.task for one in found))
     if weights is not None and set(weights) != set(tasks):
         raise InputError("the weights do not name the tasks", expected=", ".join(tasks), got=", ".join(weights))
-    share = np.array([1.0 if weights is None else weights[task] for task in tasks])
-    if not (share >= 0).all() or share.sum() <= 0:
-        raise InputError("the weights of the tasks must be positive", got=share.tolist())
-    share = share / share.sum()
+    share = {task: 1.0 if weights is None else float(weights[task]) for task in tasks}
+    if min(share.values()) < 0 or sum(share.values()) <= 0:
+        raise InputError("the weights of the tasks must be positive", got=list(share.values()))
+    return {task: part / sum(share.values()) for task, part in share.items()}
 
-    of_all, drawn, values, subjects = {}, {}, {}, {}
-    for one in found:
-        key = one.task, one.metric
-        values[key] = one.of(np.arange(one.values.shape[1]))
-        of_all[key] = ranks(values[key], higher_is_better=one.higher_is_better)
-        drawn[key] = ranks(_draws(one, resamples, seed), higher_is_better=one.higher_is_better)
-        subjects[one.task] = len(set(one.subjects))
 
-    def whole(of: Mapping[tuple[str, str], np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        by_task = {task: np.mean([place for key, place in of.items() if key[0] == task], 0) for task in tasks}
-        return np.tensordot(share, np.array([by_task[task] for task in tasks]), 1), by_task
+def placed(
+    models: Sequence[str], found: Sequence[Measure], values: Sequence[np.ndarray], drawn: Sequence[np.ndarray], share: Mapping[str, float],
+    level: float,
+) -> tuple[Ranking, np.ndarray]:  # fmt: skip
+    """The order of models from what was measured and what it was in each draw: metrics ranked, averaged within tasks, then over tasks.
 
-    mean, by_task = whole(of_all)
-    mean_drawn, _ = whole(drawn)
-    final, final_drawn = ranks(mean, higher_is_better=False), ranks(mean_drawn, higher_is_better=False)
+    Args:
+        models: m names.
+        found: the measures, for their tasks and metrics.
+        values: (m,) for each measure.
+        drawn: (draws, m) for each measure.
+        share: task -> its part of the whole, summing to one; of the tasks of ``found``.
+        level: share of draws in which a model must be ahead for its place to be supported.
+
+    Returns:
+        The ranking, and (draws, m) the final rank in each draw, in the ranking's order.
+    """
+    keys = [(one.task, one.metric) for one in found]
+    of_all = {
+        key: ranks(value, higher_is_better=one.higher_is_better) for key, one, value in zip(keys, found, values, strict=True)
+    }
+    again = {key: ranks(value, higher_is_better=one.higher_is_better) for key, one, value in zip(keys, found, drawn, strict=True)}
+
+    def by_task(of: Mapping[tuple[str, str], np.ndarray]) -> dict[str, np.ndarray]:
+        return {task: np.mean([place for key, place in of.items() if key[0] == task], 0) for task in share}
+
+    def whole(of: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+        return np.tensordot(np.array(list(share.values())), np.array(list(by_task(of).values())), 1)
+
+    mean = whole(of_all)
     order = np.argsort(mean, kind="stable")
-    low, high = np.quantile(final_drawn, [0.025, 0.975], axis=0, method="inverted_cdf")
-    before = final_drawn[:, :, None] < final_drawn[:, None, :]
-    tied = final_drawn[:, :, None] == final_drawn[:, None, :]
-    ahead = (before + tied / 2).mean(0)
-    tau = np.array([paired.kendall_tau(final, one) for one in final_drawn])
-    return Ranking(
-        tuple(models[k] for k in order), final[order], mean[order], low[order], high[order],
-        {key: place[order] for key, place in of_all.items()}, {key: value[order] for key, value in values.items()},
-        {task: place[order] for task, place in by_task.items()}, ahead[np.ix_(order, order)], tau, subjects, level,
+    final = ranks(mean, higher_is_better=False)[order]
+    each = ranks(whole(again), higher_is_better=False)[:, order]
+    low, high = np.quantile(each, [0.025, 0.975], axis=0, method="inverted_cdf")
+    ahead = ((each[:, :, None] < each[:, None, :]) + (each[:, :, None] == each[:, None, :]) / 2).mean(0)
+    tau = np.array([paired.kendall_tau(final, one) for one in each])
+    made = Ranking(
+        tuple(models[k] for k in order), final, mean[order], low, high, {key: place[order] for key, place in of_all.items()},
+        {key: value[order] for key, value in zip(keys, values, strict=True)}, {task: place[order] for task, place in by_task(of_all).items()},
+        ahead, tau, {one.task: len(set(one.subjects)) for one in found}, level,
     )  # fmt: skip
+    return made, each
 
 
 @dataclass(frozen=True)

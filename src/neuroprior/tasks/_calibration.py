@@ -318,8 +318,11 @@ def tell(made: Calibration) -> None:
     if made.quantiles.get("value") is not None:
         parts.append(f"intervals of +- {made.quantiles['value']:.3g}")
         if made.ranges:
-            parts[-1] += ", by where the truth lies " + ", ".join(
-                f"[{part.low:.3g}, {part.high:.3g}): +- {part.half_width:.3g}" for part in made.ranges
+            words = (
+                ("below" if np.isinf(part.low) else "from", part.high if np.isinf(part.low) else part.low) for part in made.ranges
+            )
+            parts[-1] += ", by where the truth lies: " + ", ".join(
+                f"{word} {end:.3g} +- {part.half_width:.3g}" for (word, end), part in zip(words, made.ranges, strict=True)
             )
     if made.quantiles.get("volume_ml"):
         widths = made.quantiles["volume_ml"]
