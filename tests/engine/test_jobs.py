@@ -96,7 +96,8 @@ def test_a_dask_worker_that_dies_is_named(tmp_path: Path) -> None:
     assert "not there" in str(found["raise:c"].error)
 
 
-def test_nobody_at_the_address_is_told() -> None:
+def test_nobody_at_the_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "ANSWERS_WITHIN_S", 2)
     with pytest.raises(InputError, match="no Dask scheduler answers"):
         jobs.dask_cluster(work, "tcp://127.0.0.1:1", 1)
 

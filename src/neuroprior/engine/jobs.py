@@ -25,6 +25,9 @@ from ..core.errors import ConfigError, InputError, MissingDependency, Neuroprior
 
 logger = logging.getLogger(__name__)
 
+ANSWERS_WITHIN_S = 30
+"""How long a Dask scheduler may take to answer before it is said to be absent."""
+
 WINDOW = 64
 """How far ahead a smaller job is looked for while the next one waits for memory."""
 PATIENCE = 100
@@ -405,9 +408,9 @@ def dask_cluster(function: Callable[..., Any], address: str, workers: int) -> tu
                 cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
                 client = distributed.Client(cluster)
             elif Path(address).is_file():
-                client = distributed.Client(scheduler_file=address, timeout=30)
+                client = distributed.Client(scheduler_file=address, timeout=ANSWERS_WITHIN_S)
             else:
-                client = distributed.Client(address, timeout=30)
+                client = distributed.Client(address, timeout=ANSWERS_WITHIN_S)
         except (OSError, TimeoutError, ValueError) as error:
             raise InputError(
                 "no Dask scheduler answers", expected="an address such as tcp://10.0.0.1:8786, or a scheduler file",
