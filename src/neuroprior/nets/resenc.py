@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.representation import Representation
+from ._fused import SLOPE, norm_act
 from ._grid import cut, padded
 from ._split import SplitConfig, represent, restored
 
@@ -81,13 +82,9 @@ class ConvNorm(nn.Module):
         """(B, inputs, x, y, z) -> (B, outputs, x', y', z')."""
         return self.after(self.conv(x))
 
-    def after(self, x: Tensor) -> Tensor:
-        """Norm and activation; a map of a single voxel has no spread to divide by and is only scaled and shifted."""
-        if x[0, 0].numel() > 1:
-            x = self.norm(x)
-        else:
-            x = x * self.norm.weight.view(1, -1, 1, 1, 1) + self.norm.bias.view(1, -1, 1, 1, 1)
-        return functional.leaky_relu(x, 0.01) if self.active else x
+    def after(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Norm and activation of the convolution's output; a shortcut is added between the two and then always activated."""
+        return norm_act(x, self.norm, SLOPE if self.active or shortcut is not None else 1.0, shortcut)
 
 
 class Residual(nn.Module):
@@ -103,7 +100,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, x, y, z) -> (B, outputs, x / stride, ...)."""
-        return functional.leaky_relu(self.conv2(self.conv1(x)) + self.skip(x), 0.01)
+        shortcut = self.skip(x)
+        return self.conv2.after(self.conv2.conv(self.conv1(x)), shortcut)
 
 
 class Convolutions(nn.Module):

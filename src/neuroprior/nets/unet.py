@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.representation import Representation
+from ._fused import norm_act
 from ._grid import cut, padded
 from ._split import SplitConfig, represent, restored
 
@@ -49,13 +50,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, x, y, z) -> (B, outputs, x, y, z)."""
-        return functional.leaky_relu_(self.normalise(self.conv(x)), 0.01)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """InstanceNorm; a map of a single voxel has no spread to divide by and is only scaled and shifted."""
-        if x[0, 0].numel() > 1:
-            return self.norm(x)
-        return x * self.norm.weight.view(1, -1, 1, 1, 1) + self.norm.bias.view(1, -1, 1, 1, 1)
+        return norm_act(self.conv(x), self.norm)
 
 
 class UNet(nn.Module):
@@ -124,7 +119,7 @@ class UNet(nn.Module):
             elif self.config.skips:
                 assert isinstance(block, Block)
                 narrow = functional.conv3d(x, block.conv.weight[:, : x.shape[1]], block.conv.bias, padding=1)
-                x = functional.leaky_relu_(block.normalise(narrow), 0.01)
+                x = norm_act(narrow, block.norm)
             else:
                 x = block(x)
             if maps is not None:

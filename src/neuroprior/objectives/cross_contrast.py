@@ -10,12 +10,13 @@ Loss: 3 (rec A + rec B) + 1 (cross A + cross B) + k (four KL terms, means over e
 + 0.5 cos(cA, cB), with smooth L1 (beta 0.1) over the whole volume and k rising linearly to 0.001 over 10 epochs.
 
 Departures: a session with one scan is not paired with its copy; it carries the reconstruction and KL terms of that
-scan alone. The cosines are those of the flattened posterior means. A split by channels has no posterior: no noise, no KL. Each sample's loss is computed first and averaged then.
+scan alone. The cosines are those of the flattened posterior means. A split by channels has no posterior: no noise, no KL. Each sample's loss is computed first and
+averaged then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ from ..core.representation import Representation, select
 from ..data.records import PairBatch
 from ._agreement import Agreement, agreement, flat_cosine
 from ._masking import block_mask, noise
+from ._piecewise import weighted_sum
 
 
 class Config(BaseConfig):
@@ -78,12 +80,12 @@ class CrossContrast(nn.Module):
         image, hidden = self._inputs(batch, seed)
         n = batch["image_a"].shape[0]
         code = self._encode(image, hidden, batch["sample"], seed)
-        plain, crossed = self._decode(code, image.shape[2:], n)
         paired = batch["paired"].to(image.device, image.dtype, non_blocking=True)
         both = torch.cat([paired.new_ones(n), paired])  # the copy of an unpaired scan is left out
-        scored = hidden if c.region == "hidden" else None
-        rec = self._error(plain, image, scored) * both
-        cross = self._error(crossed, image, scored) * torch.cat([paired, paired])
+        count = torch.cat([both, paired, paired])
+        shares = torch.cat([(c.reconstruction / n) * both, (c.cross / n) * count[2 * n :]])
+        decoded, errors = self._reconstructed(code, image, hidden, shares)
+        errors = errors * count
         a, b = select(code, slice(0, n)), select(code, slice(n, 2 * n))
         agree = agreement(
             c.agreement_form, *self._means(a, b, "anatomy"), batch["paired"].to(image.device), batch["subject"], temperature=c.temperature
@@ -94,12 +96,11 @@ class CrossContrast(nn.Module):
             kl = (_kl(code.anatomy_mean, code.anatomy_logvar) + _kl(code.contrast_mean, code.contrast_logvar)) * both
         weight = c.kl * (min(1.0, epoch / c.kl_epochs) if c.kl_epochs else 1.0)
         parts = {
-            "reconstruction": rec.sum() / n, "cross": cross.sum() / n, "kl": kl.sum() / n,
+            "reconstruction": errors[: 2 * n].sum() / n, "cross": errors[2 * n :].sum() / n, "kl": kl.sum() / n,
             "agreement": agree, "separation": separation.sum() / n,
         }  # fmt: skip
         loss = (
-            c.reconstruction * parts["reconstruction"] + c.cross * parts["cross"] + weight * parts["kl"]
-            + c.agreement * parts["agreement"] + c.separation * parts["separation"]
+            decoded + weight * parts["kl"] + c.agreement * parts["agreement"] + c.separation * parts["separation"]
         )  # fmt: skip
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
@@ -129,16 +130,26 @@ class CrossContrast(nn.Module):
             epsilon = (halves[0].to(image.device, non_blocking=True), halves[1].to(image.device, non_blocking=True))
         return self.net.encode(image, epsilon, hidden)
 
-    def _decode(self, code: Representation, size: torch.Size, n: int) -> tuple[Tensor, Tensor]:
-        """The plain and the cross reconstructions, (2B, 1, x, y, z) each, from one batch of four decodes."""
+    def _wired(self, code: Representation, n: int) -> tuple[Tensor, Tensor]:
+        """The anatomy and the contrast halves (4B, ...) of the four reconstructions: A, B, crossed A, crossed B."""
         shared = (code.anatomy[:n] + code.anatomy[n:]) / 2
         contrast = code.contrast
         crossed = contrast if self.config.wiring == "own" else torch.cat([contrast[n:], contrast[:n]])
-        out = self.net.decode(torch.cat([code.anatomy, shared, shared]), torch.cat([contrast, crossed]), size)
-        return out[: 2 * n], out[2 * n :]
+        return torch.cat([code.anatomy, shared, shared]), torch.cat([contrast, crossed])
+
+    def _reconstructed(self, code: Representation, image: Tensor, hidden: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of all four reconstructions' errors times their shares, and the (4B,) errors."""
+        size = image.shape[2:]
+        target, scored = torch.cat([image, image]), torch.cat([hidden, hidden])
+
+        def errors(rows: slice, halves: Sequence[Tensor]) -> Tensor:
+            guess = self.net.decode(halves[0], halves[1], size)
+            return self._error(guess, target[rows], scored[rows] if self.config.region == "hidden" else None)
+
+        return weighted_sum(errors, self._wired(code, len(image) // 2), shares, self.net, size.numel())
 
     def _error(self, guess: Tensor, image: Tensor, scored: Tensor | None) -> Tensor:
-        """(2B,) smooth L1 of each scan."""
+        """(rows,) smooth L1 of each reconstruction."""
         error = functional.smooth_l1_loss(guess.float(), image, beta=self.config.beta, reduction="none")
         if scored is None:
             return error.mean((1, 2, 3, 4))
@@ -152,7 +163,8 @@ class CrossContrast(nn.Module):
         was_training = self.training
         self.eval()
         code = self._encode(image, hidden, batch["sample"], seed)
-        plain, crossed = (out.float() for out in self._decode(code, image.shape[2:], n))
+        out = self.net.decode(*self._wired(code, n), image.shape[2:]).float()
+        plain, crossed = out[: 2 * n], out[2 * n :]
         self.train(was_training)
         masked = image.masked_fill(hidden, 0.0)
         return {
