@@ -1,11 +1,15 @@
-"""One pretraining step of the paper's size on this machine, beside a plain transcription of METHODS-style code.
+"""One pretraining step of the papers' sizes on this machine, beside a plain transcription of how such code is usually written.
 
-    python benchmarks/step.py [--size 64] [--batch 1] [--pairs 5]
+    python benchmarks/step.py [--what fomo25|mae] [--size 64] [--batch 1] [--pairs 5]
 
-The plain step is how such code is usually written: A and B are encoded one after the other, the four decodes run one after the
-other, masks are drawn at full resolution. Both take the same weights, masks and noise, so their losses must agree; each has a process
-of its own, steps are taken in turn, and the ratio is taken pair by pair. Ours keeps freed memory (``engine/allocator.py``); ``--same-allocator`` lets the plain
-step do so too, which leaves the effect of the batching alone. Appends a JSON line to benchmarks/results/step.jsonl.
+``fomo25``: the paper's U-Net and a pair of boxes. The plain step encodes A and B one after the other, then decodes four times.
+``mae``: ResEnc-L and a masked box; the plain step is nnssl's way: gradients emptied first, forward, squared error of what was hidden, SGD.
+Plain blocks are convolution, ``nn.InstanceNorm3d`` and LeakyReLU in place; masks are drawn at full resolution.
+
+Both take the same weights, masks and noise, so their losses must agree; each has a process of its own, steps are taken in turn, and the
+ratio is taken pair by pair, of the clock and of processor time. Ours keeps freed memory (``engine/allocator.py``); ``--same-allocator``
+lets the plain step do so too. Peak is of the resident memory of the whole process, imports included. Appends a JSON line to
+benchmarks/results/step.jsonl.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ from neuroprior.core.seeds import torch_generator
 from neuroprior.data.records import PairBatch
 from neuroprior.engine.allocator import keep_freed_memory
 from neuroprior.engine.optimisers import OptimizerConfig, build
-from neuroprior.nets import unet
-from neuroprior.objectives import cross_contrast
+from neuroprior.nets import resenc, unet
+from neuroprior.objectives import cross_contrast, mae
 from neuroprior.objectives._masking import block_mask, noise
 
 
@@ -44,6 +48,12 @@ def make_batch(size: int, n: int) -> PairBatch:
     )  # fmt: skip
 
 
+def plain_block(x: Tensor, conv: nn.Module, norm: nn.Module, active: bool = True) -> Tensor:
+    """Convolution, InstanceNorm, LeakyReLU, one module after the other."""
+    x = norm(conv(x))
+    return functional.leaky_relu(x, 0.01, inplace=True) if active else x
+
+
 def plain_loss(net: unet.UNet, batch: PairBatch, epoch: float, seed: int) -> Tensor:
     """The published loss, written one scan and one decode at a time."""
 
@@ -52,7 +62,9 @@ def plain_loss(net: unet.UNet, batch: PairBatch, epoch: float, seed: int) -> Ten
         x = image * (~hidden).float()
         stages = []
         for level, block in enumerate(net.encoder):
-            x = block(functional.max_pool3d(x, 2) if level else x)
+            x = functional.max_pool3d(x, 2) if level else x
+            for layer in block:
+                x = plain_block(x, layer.conv, layer.norm)
             stages.append(x)
         pooled = torch.cat([functional.adaptive_avg_pool3d(stage, stages[-1].shape[2:]) for stage in stages], 1)
         latent = net.latent
@@ -70,7 +82,7 @@ def plain_loss(net: unet.UNet, batch: PairBatch, epoch: float, seed: int) -> Ten
     def decode(s: Tensor, c: Tensor) -> Tensor:
         x = torch.cat([s, c], 1)
         for up, block in zip(net.up, net.decoder, strict=True):
-            x = block(up(x))
+            x = plain_block(up(x), block.conv, block.norm)
         return net.out(x)
 
     def kl(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -89,33 +101,79 @@ def plain_loss(net: unet.UNet, batch: PairBatch, epoch: float, seed: int) -> Ten
     return 3 * rec + cross + 0.001 * min(1, epoch / 10) * divergence + 0.5 * agreement + 0.5 * separation
 
 
-def step(kind: str, objective: nn.Module, optimizer: torch.optim.Optimizer, batch: PairBatch) -> tuple[float, float]:
-    """(seconds, loss) of one whole step."""
-    start = time.perf_counter()
-    loss = objective(batch, epoch=5.0, seed=0)["loss"] if kind == "ours" else plain_loss(objective.net, batch, 5.0, 0)
-    optimizer.zero_grad(set_to_none=True)
+def plain_mae(net: resenc.ResEnc, batch: PairBatch, seed: int) -> Tensor:
+    """Masked autoencoding with a ResidualEncoderUNet, layer by layer."""
+    image = batch["image_a"]
+    hidden = block_mask(batch["sample"], image.shape[2:], 16, 0.75, seed=seed, purpose="mask a")
+    first = net.encoder.stem.convs[0]
+    x = plain_block(image * (~hidden).float(), first.conv, first.norm)
+    maps = []
+    for stage in net.encoder.stages:
+        for block in stage.blocks:
+            shortcut = x
+            for layer in block.skip:
+                shortcut = (
+                    plain_block(shortcut, layer.conv, layer.norm, False)
+                    if isinstance(layer, resenc.ConvNorm)
+                    else layer(shortcut)
+                )
+            x = plain_block(x, block.conv1.conv, block.conv1.norm)
+            x = plain_block(x, block.conv2.conv, block.conv2.norm, False)
+            x += shortcut
+            x = functional.leaky_relu(x, 0.01, inplace=True)
+        maps.append(x)
+    for up, stage, skip in zip(net.decoder.transpconvs, net.decoder.stages, reversed(maps[:-1]), strict=True):
+        layer = stage.convs[0]
+        x = plain_block(torch.cat((up(x), skip), 1), layer.conv, layer.norm)
+    error = (net.decoder.out(x) - image) ** 2
+    return (error * hidden).sum() / hidden.sum()
+
+
+def make(what: str) -> tuple[nn.Module, torch.optim.Optimizer, float]:
+    """The objective, its optimiser and the largest norm of its gradient."""
+    torch.manual_seed(0)
+    if what == "fomo25":
+        objective: nn.Module = cross_contrast.build(unet.build(unet.Config()), cross_contrast.Config())
+        return objective, build(objective, OptimizerConfig()), 1.0
+    objective = mae.build(resenc.build(resenc.Config(split="none")), mae.Config(both=False))
+    return objective, build(objective, OptimizerConfig(name="sgd", lr=1e-2, weight_decay=3e-5)), 12.0
+
+
+def step(kind: str, what: str, made: Any, batch: PairBatch) -> tuple[float, float, float]:
+    """(seconds, processor seconds, loss) of one whole step."""
+    objective, optimizer, clip = made
+    start, cpu = time.perf_counter(), time.process_time()
+    if kind == "plain" and what == "mae":
+        optimizer.zero_grad(set_to_none=True)
+    if kind == "ours":
+        loss = objective(batch, epoch=5.0, seed=0)["loss"]
+    else:
+        loss = plain_loss(objective.net, batch, 5.0, 0) if what == "fomo25" else plain_mae(objective.net, batch, 0)
+    if kind == "plain" and what == "fomo25":  # Lightning's order
+        optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(objective.parameters(), clip)
     optimizer.step()
-    return time.perf_counter() - start, float(loss.detach())
+    if kind == "ours":  # as engine/training.py: gradients are not held while the next step goes forward
+        optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - start, time.process_time() - cpu, float(loss.detach())
 
 
-def worker(kind: str, size: int, n: int, keep: bool, pipe: Any) -> None:
-    """A process that takes a step whenever it is asked to and answers (seconds, loss, peak resident MB)."""
+def worker(kind: str, what: str, size: int, n: int, keep: bool, pipe: Any) -> None:
+    """A process that takes a step whenever it is asked to and answers (seconds, processor seconds, loss, peak resident MB)."""
     if keep:
         keep_freed_memory()
-    torch.manual_seed(0)
-    objective = cross_contrast.build(unet.build(unet.Config()), cross_contrast.Config())
-    optimizer = build(objective, OptimizerConfig())
+    made = make(what)
     batch = make_batch(size, n)
     while pipe.recv():
-        seconds, loss = step(kind, objective, optimizer, batch)
-        pipe.send((seconds, loss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        found = step(kind, what, made, batch)
+        pipe.send((*found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--what", choices=("fomo25", "mae"), default="fomo25")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=5)
@@ -126,26 +184,30 @@ def main() -> None:
     for kind in ("ours", "plain"):
         pipes[kind], other = context.Pipe()
         keep = kind == "ours" or options.same_allocator
-        context.Process(target=worker, args=(kind, options.size, options.batch, keep, other), daemon=True).start()
+        context.Process(target=worker, args=(kind, options.what, options.size, options.batch, keep, other), daemon=True).start()
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    processor: dict[str, list[float]] = {"ours": [], "plain": []}
     peaks: dict[str, float] = {}
     for number in range(options.pairs + 1):
         losses = {}
         for kind in ("ours", "plain") if number % 2 else ("plain", "ours"):
             pipes[kind].send(True)
-            spent, losses[kind], peaks[kind] = pipes[kind].recv()
+            spent, cpu, losses[kind], peaks[kind] = pipes[kind].recv()
             if number:  # the first is the warm-up
                 seconds[kind].append(spent)
+                processor[kind].append(cpu)
         assert abs(losses["ours"] - losses["plain"]) < 1e-3 * abs(losses["plain"]), losses
     for pipe in pipes.values():
         pipe.send(False)
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
+    by_processor = [a / b for a, b in zip(processor["ours"], processor["plain"], strict=True)]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "benchmark": "step", "commit": commit, "size": options.size, "batch": options.batch, "pairs": options.pairs, "same_allocator": options.same_allocator,
+        "benchmark": "step", "what": options.what, "commit": commit, "size": options.size, "batch": options.batch, "pairs": options.pairs, "same_allocator": options.same_allocator,
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "ours_s": statistics.median(seconds["ours"]), "plain_s": statistics.median(seconds["plain"]), "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios), "ratio_max": max(ratios), "ours_peak_mb": peaks["ours"], "plain_peak_mb": peaks["plain"],
+        "ratio_min": min(ratios), "ratio_max": max(ratios), "ours_processor_s": statistics.median(processor["ours"]),
+        "plain_processor_s": statistics.median(processor["plain"]), "processor_ratio": statistics.median(by_processor), "ours_peak_mb": peaks["ours"], "plain_peak_mb": peaks["plain"],
         "peak_ratio": peaks["ours"] / peaks["plain"], "losses_agree": True,
     }  # fmt: skip
     folder = Path(__file__).parent / "results"
@@ -153,7 +215,7 @@ def main() -> None:
     with open(folder / "step.jsonl", "a") as file:
         file.write(json.dumps(result) + "\n")
     for name, value in result.items():
-        print(f"{name:>14}  {value:.3f}" if isinstance(value, float) else f"{name:>14}  {value}")
+        print(f"{name:>17}  {value:.3f}" if isinstance(value, float) else f"{name:>17}  {value}")
 
 
 if __name__ == "__main__":

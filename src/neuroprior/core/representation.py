@@ -5,7 +5,7 @@ Torch is imported only when a function is called, so that importing this module 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,22 @@ class Representation:
     contrast_mean: Tensor | None = None
     contrast_logvar: Tensor | None = None
     visible: Tensor | None = None
+
+
+def joined(parts: Sequence[Representation]) -> Representation:
+    """The representation of all scans from those of some batches, in order; without the stages, which would have to be copied."""
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+
+    def together(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    rest = {name: together(name) for name in ("anatomy_mean", "anatomy_logvar", "contrast_mean", "contrast_logvar", "visible")}
+    halves = torch.cat([part.anatomy for part in parts]), torch.cat([part.contrast for part in parts])
+    return Representation(*halves, (), **rest)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,29 @@ def build(module: nn.Module, config: OptimizerConfig, group_of: Callable[[str], 
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay, **tag},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **tag},
         ]
+    optimizer: torch.optim.Optimizer
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
-    first = next(p for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=first.is_cuda)
+        nesterov = config.nesterov and config.momentum > 0
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    if group_of is None:  # in phases, what never learns needs no memory
+        allocate(optimizer)
+    return optimizer
+
+
+def allocate(optimizer: torch.optim.Optimizer) -> None:
+    """Make what the optimiser remembers, all zeros, before the first step instead of in it.
+
+    What lives through the whole run then lies together, and the memory of a step, which is freed at its end, is never cut into pieces
+    by it. The first step computes what it would have.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if isinstance(optimizer, torch.optim.AdamW):
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            elif group["momentum"]:
+                state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)

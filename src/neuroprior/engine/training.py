@@ -380,6 +380,7 @@ class _Loop(lightning.LightningModule):
             return
         parts = {name: torch.stack([micro[name] for micro in self._micro]).mean() for name in self._micro[0]}
         self._micro = []
+        self.trainer.optimizers[0].zero_grad(set_to_none=True)  # not held while the next step goes forward
         self.step += 1
         self.book.steps += 1
         self.book.samples += self.config.batch * self.config.accumulate * self.trainer.world_size

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 PIECE_VOXELS = {"cpu": 64**3, "cuda": 32 * 64**3}
-"""Voxels that are decoded together, by device: on a CPU one box of the usual size is enough work; a GPU wants more at a time."""
+"""Voxels that are worked on together, by device: on a CPU one box of the usual size is enough work; a GPU wants more at a time."""
+
+
+def pieces(rows: int, voxels: int, device: torch.device) -> list[slice]:
+    """Slices of ``rows`` boxes of ``voxels`` each that are worked on together; one slice of all while compiling."""
+    most = rows if torch.compiler.is_compiling() else PIECE_VOXELS.get(device.type, rows * voxels) // voxels
+    step = max(1, most)
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
 def weighted_sum(
@@ -34,18 +41,16 @@ def weighted_sum(
     Returns:
         The sum, a scalar with gradients, and the N losses without.
     """
-    rows = len(weight)
-    step = max(1, PIECE_VOXELS.get(weight.device.type, rows * voxels) // voxels)
-    pieces = [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
-    if len(pieces) == 1 or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        losses = torch.cat([loss_of(piece, [x[piece] for x in inputs]) for piece in pieces])
+    parts = pieces(len(weight), voxels, weight.device)
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        losses = torch.cat([loss_of(piece, [x[piece] for x in inputs]) for piece in parts])
         return (losses * weight).sum(), losses.detach()
     leaves = [x for x in inputs if x.requires_grad]
     parameters = [p for p in net.parameters() if p.requires_grad]
     found: list[list[Tensor]] = [[] for _ in leaves]
     total: list[Tensor | None] = [None] * len(parameters)
     losses = []
-    for piece in pieces:
+    for piece in parts:
         given = [x.detach()[piece].requires_grad_(x.requires_grad) for x in inputs]
         loss = loss_of(piece, given)
         losses.append(loss.detach())
@@ -62,7 +67,7 @@ def weighted_sum(
     every = torch.cat(losses)
     learned = [(p, g) for p, g in zip(parameters, total, strict=True) if g is not None]
     value = (every * weight).sum()
-    gradients = [torch.cat(parts) for parts in found] + [g for _, g in learned]
+    gradients = [torch.cat(rows) for rows in found] + [g for _, g in learned]
     return _Attached.apply(value, len(gradients), *gradients, *leaves, *(p for p, _ in learned)), every  # type: ignore[return-value]
 
 

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.config import Config as BaseConfig
-from ..core.representation import Representation, select
+from ..core.representation import Representation, joined, select
 from ..data.records import PairBatch
 from ._agreement import Agreement, agreement, flat_cosine
 from ._masking import block_mask, noise
-from ._piecewise import weighted_sum
+from ._piecewise import pieces, weighted_sum
 
 
 class Config(BaseConfig):
@@ -119,7 +119,7 @@ class CrossContrast(nn.Module):
         return torch.cat([a, b]), torch.cat(masks).to(a.device, non_blocking=True)
 
     def _encode(self, image: Tensor, hidden: Tensor, sample: Tensor, seed: int) -> Representation:
-        """A and B in one batch, with reparameterised samples while training."""
+        """A and B, with reparameterised samples while training."""
         epsilon = None
         if self.training and self.variational:
             shape = (self.net.anatomy_channels, *self.net.code_grid(image.shape[2:]))
@@ -128,7 +128,13 @@ class CrossContrast(nn.Module):
                 for half in ("anatomy", "contrast")
             ]
             epsilon = (halves[0].to(image.device, non_blocking=True), halves[1].to(image.device, non_blocking=True))
-        return self.net.encode(image, epsilon, hidden)
+        if self.net.config.summary:  # its BatchNorm wants to see all scans at once
+            return self.net.encode(image, epsilon, hidden)
+        parts = [
+            self.net.encode(image[rows], epsilon and (epsilon[0][rows], epsilon[1][rows]), hidden[rows])
+            for rows in pieces(len(image), image.shape[2:].numel(), image.device)
+        ]
+        return joined(parts)
 
     def _wired(self, code: Representation, n: int) -> tuple[Tensor, Tensor]:
         """The anatomy and the contrast halves (4B, ...) of the four reconstructions: A, B, crossed A, crossed B."""
