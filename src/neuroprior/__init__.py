@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "anatomy",
     "audit",
+    "bench",
     "crossvalidate",
     "demo",
     "doctor",

@@ -27,7 +27,7 @@ from .core.errors import NeuropriorError
 
 STAGES = Path(__file__).parent / "stages"
 ORDER = (
-    "demo", "doctor", "synthesise", "index", "audit", "prepare", "store", "anatomy", "pretrain", "finetune", "crossvalidate", "fewshot", "predict", "embed",
+    "demo", "doctor", "bench", "synthesise", "index", "audit", "prepare", "store", "anatomy", "pretrain", "finetune", "crossvalidate", "fewshot", "predict", "embed",
     "evaluate", "stress", "probe", "report", "export",
 )  # fmt: skip
 """The order in ``--help``: as the data flows; other stages follow by name."""
