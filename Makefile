@@ -23,6 +23,8 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --batch 2
+	$(BIN)/python benchmarks/step.py --what mae
 
 # torch first and by itself: its CPU build must be chosen before anything else asks for torch.
 $(STAMP): pyproject.toml constraints.txt

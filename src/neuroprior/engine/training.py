@@ -43,6 +43,7 @@ from ..core.config import Config
 from ..core.errors import ArtifactError, ConfigError, DivergenceError
 from . import events, optimisers
 from .allocator import keep_freed_memory
+from .compiling import Compiled
 from .health import ADVICE, RUINED, Alarm, HealthConfig, Monitor, Observation, measure, probe
 from .ledger import Ledger, Meter
 from .optimisers import OptimizerConfig
@@ -288,7 +289,7 @@ class _Loop(lightning.LightningModule):
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._micro: list[dict[str, Tensor]] = []
         self._stop: str | None = None
-        self._runner: Any = module
+        self._compiled: Compiled | None = None
 
     # -- Lightning's hooks
 
@@ -321,7 +322,7 @@ class _Loop(lightning.LightningModule):
             events.rewind(self.run / "events.jsonl", -1 if fresh else self.start)
             self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.start + 1)
         if self.config.compile:
-            self._runner = _compiled(self.module)
+            self._compiled = Compiled(self.module, self.device)
         self.module.train()
         if fresh:
             self._look()
@@ -369,9 +370,16 @@ class _Loop(lightning.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a micro-batch."""
         epoch = self.step / (self.config.steps_per_epoch or 1)
-        losses = self._runner(batch, epoch=epoch, seed=self.config.seed)
+        losses = (self._compiled or self.module)(batch, epoch=epoch, seed=self.config.seed)
         self._micro.append({name: value.detach() for name, value in losses.items()})
         return losses["loss"]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The gradients of a micro-batch."""
+        if self._compiled is not None and self._compiled.active:
+            self._compiled.backward(loss, share=1 / self.config.accumulate, first=len(self._micro) == 1)
+        else:
+            loss.backward(*args, **kwargs)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a whole step: note it, and do what is due."""
@@ -743,20 +751,6 @@ def _count_flops(module: nn.Module, batch: Any, seed: int) -> int:
     with counter, torch.no_grad():
         module(batch, epoch=0.0, seed=seed)
     return int(counter.get_total_flops())
-
-
-def _compiled(module: nn.Module) -> Any:
-    """The compiled module where compiling works here, else the module itself with one line that says why."""
-    try:
-        probe = torch.compile(nn.Conv3d(1, 1, 1))
-        probe(torch.zeros(1, 1, 2, 2, 2))
-    except Exception as error:  # noqa: BLE001 (whatever the compiler raises, the run goes on without it)
-        logger.warning("torch.compile does not work here, training without it: %s", str(error).strip().splitlines()[0][:200])
-        return module
-    from torch import _dynamo
-
-    _dynamo.config.suppress_errors = True
-    return torch.compile(module)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,11 @@ class Bench:
     def __str__(self) -> str:
         r = self.record
         low, high = r["step_s_spread"]
-        steps = "of the recipe" if r["eta_of"] is None else f"of the recipe with {r['eta_of']} training subjects"
+        steps = (
+            "of the recipe"
+            if r["eta_of"] is None
+            else f"of the recipe with {r['eta_of']} training subjects (--subjects for another number)"
+        )
         energy = "not known (no GPU whose energy counter can be read)"
         if r["energy_wh_per_step"] is not None:
             energy = f"{r['energy_wh_per_step']:.4f} Wh a step"
