@@ -18,7 +18,7 @@ from neuroprior.core.errors import ConfigError, DivergenceError
 from neuroprior.engine import events
 from neuroprior.engine.optimisers import OptimizerConfig, build
 from neuroprior.engine.schedules import ScheduleConfig, factor
-from neuroprior.engine.training import TrainingConfig, TrainingResult, train
+from neuroprior.engine.training import TrainingConfig, TrainingResult, takes_bf16, train
 
 
 class Toy(nn.Module):
@@ -202,3 +202,64 @@ def test_compile_that_fails_does_not_kill_the_run(
     monkeypatch.setattr(torch, "compile", broken)
     assert go(tmp_path / "run", compile=True).status == "complete"
     assert "no compiler here" in caplog.text
+
+
+class Large(Toy):
+    """Runs out of memory with more than ``room`` samples, forward or backward."""
+
+    def __init__(self, room: int, backward: bool) -> None:
+        super().__init__()
+        self.room, self.late = room, backward
+
+    def forward(self, batch: Tensor, *, epoch: float, seed: int) -> dict[str, Tensor]:
+        found = super().forward(batch, epoch=epoch, seed=seed)
+        if len(batch) > self.room:
+            if not self.late:
+                raise torch.OutOfMemoryError("full")
+            if found["loss"].requires_grad:
+                found["loss"].register_hook(self.fail)
+        return found
+
+    @staticmethod
+    def fail(_: Tensor) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("room", "advice"),
+    [(3, "training.batch=2 --set training.accumulate=12"), (1, "training.batch=1 "), (0, "not even a batch of one")],
+)
+def test_a_first_step_without_room_names_the_batch_that_fits(tmp_path: Path, room: int, advice: str, backward: bool) -> None:
+    def eight(start: int, rank: int, world: int) -> Iterator[Tensor]:
+        for number in range(100):
+            yield torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+
+    with pytest.raises(ConfigError, match=r"first step does not fit[\s\S]*" + advice):
+        train(
+            Large(room, backward), config(batch=8, accumulate=3), tmp_path / "run", loader=eight, save_model=save, recipe={"toy": 1}
+        )  # fmt: skip
+
+
+def test_running_out_of_memory_later_is_raised_as_it_is(tmp_path: Path) -> None:
+    def growing(start: int, rank: int, world: int) -> Iterator[Tensor]:
+        for number in range(100):
+            yield torch.randn(2 if number < 3 else 4, 4, generator=torch.Generator().manual_seed(number))
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train(Large(2, False), config(), tmp_path / "run", loader=growing, save_model=save, recipe={"toy": 1})
+
+
+def test_a_gpu_without_bf16_is_told_of_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: False)
+    assert not takes_bf16(config(precision="auto"), cpu=False)
+    assert "bfloat16" not in caplog.text
+    assert not takes_bf16(config(precision="bf16"), cpu=False)
+    assert caplog.text.count("bfloat16") == 1
+    assert takes_bf16(config(precision="bf16"), cpu=True)
+    assert not takes_bf16(config(precision="auto"), cpu=True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    assert takes_bf16(config(precision="auto"), cpu=False)
+    assert not takes_bf16(config(precision="32"), cpu=False)

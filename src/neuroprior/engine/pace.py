@@ -18,7 +18,7 @@ from torch import nn
 from . import optimisers
 from .allocator import keep_freed_memory
 from .ledger import Ledger, Meter
-from .training import TrainingConfig
+from .training import TrainingConfig, takes_bf16
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def take(
     """
     cuda = config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", 0) if cuda else torch.device("cpu")
-    low = config.precision == "bf16" or (config.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+    low = takes_bf16(config, not cuda)
     if not cuda:
         keep_freed_memory()
     module = module.to(device).train()

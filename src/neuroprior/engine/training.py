@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import logging
 import math
 import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -228,7 +230,7 @@ def train(
     cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
     if cpu:
         keep_freed_memory()
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
+    bf16 = takes_bf16(config, cpu)
     strategy: Any = "auto"
     if config.devices > 1:
         from lightning.pytorch.strategies import DDPStrategy
@@ -238,16 +240,31 @@ def train(
         trainer = lightning.Trainer(
             accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy, precision="bf16-mixed" if bf16 else "32-true",
             max_steps=config.steps - loop.start, max_epochs=-1, accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[_Errors()],
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
         )  # fmt: skip
     if loop.start < config.steps and loop.ended is None:
-        with _quiet_lightning(), _kept_signals():
-            trainer.fit(loop)
+        try:
+            with _quiet_lightning(), _kept_signals():
+                trainer.fit(loop)
+        except Exception:
+            if loop.too_large is not None:
+                raise loop.too_large from None
+            raise
     elif first:  # killed after the last state, before the marker
         loop.finish_without_steps()
     status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
     return TrainingResult(run, status, loop.step, loop.ended or "steps")
+
+
+def takes_bf16(config: TrainingConfig, cpu: bool) -> bool:
+    """Whether steps are taken in bfloat16; a GPU that has none is told of, once, where it was asked for."""
+    if cpu or config.precision == "32":
+        return config.precision == "bf16"
+    there = torch.cuda.is_bf16_supported()
+    if config.precision == "bf16" and not there:
+        logger.warning("this GPU has no bfloat16: training in float32 (training.precision=32 says the same)")
+    return there
 
 
 def _has_time(config: TrainingConfig, spent_seconds: float) -> bool:
@@ -290,6 +307,8 @@ class _Loop(lightning.LightningModule):
         self._micro: list[dict[str, Tensor]] = []
         self._stop: str | None = None
         self._compiled: Compiled | None = None
+        self._first: Any = None
+        self.too_large: ConfigError | None = None
 
     # -- Lightning's hooks
 
@@ -342,6 +361,8 @@ class _Loop(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set everything that depends on the number of the step."""
         self.book.data_wait_seconds += time.perf_counter() - self._ended
+        if self.step == self.start:
+            self._first = batch
         if self.book.forward_flops is None:
             self.book.forward_flops = _count_flops(self.module, batch, self.config.seed)
         share, phase = share_of_rate(self.config.phases, self.config.schedule, self.step, self.config.steps or 1)
@@ -387,7 +408,7 @@ class _Loop(lightning.LightningModule):
         if len(self._micro) < self.config.accumulate:
             return
         parts = {name: torch.stack([micro[name] for micro in self._micro]).mean() for name in self._micro[0]}
-        self._micro = []
+        self._micro, self._first = [], None
         self.trainer.optimizers[0].zero_grad(set_to_none=True)  # not held while the next step goes forward
         self.step += 1
         self.book.steps += 1
@@ -430,10 +451,42 @@ class _Loop(lightning.LightningModule):
                 self._mark()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Leave the terminal as it was."""
+        """Leave the terminal as it was; where the first step did not fit into memory, find out what does."""
         self.progress.close()
         if self.trainer.is_global_zero:
             self.writer.close()
+        if self._first is not None and _is_out_of_memory(exception):
+            traceback.clear_frames(exception.__traceback__)  # they hold what was computed so far
+            self.too_large = self._what_fits()
+
+    def _what_fits(self) -> ConfigError:
+        """The error that names the largest of the halved batches with which a forward and a backward pass go through here."""
+        c, size = self.config, self.config.batch
+        self._micro, fits = [], 0
+        while size > 1 and not fits:
+            size //= 2
+            self.module.zero_grad(set_to_none=True)
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            try:
+                with self.trainer.precision_plugin.forward_context():
+                    loss = self.module(_rows(self._first, size), epoch=0.0, seed=c.seed)["loss"]
+                loss.backward()
+                fits = size
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+        self._first = None
+        advice = "not even a batch of one fits: a smaller data.patch or net, or a device with more memory"
+        if fits:
+            advice = (
+                f"--set training.batch={fits} --set training.accumulate={c.accumulate * -(-c.batch // fits)} fits here and keeps the "
+                "effective batch"
+            )  # fmt: skip
+        return ConfigError(
+            "the first step does not fit into memory", file=self.run, got=f"training.batch={c.batch} on {self.device}", next_step=advice
+        )  # fmt: skip
 
     # -- what is due
 
@@ -675,6 +728,24 @@ class _Loop(lightning.LightningModule):
         self._save_chosen()
         self._write_ledger()
         self._mark()
+
+
+class _Errors(lightning.Callback):
+    """Lets the loop see an error before the trainer is taken down; Lightning tells callbacks alone."""
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        pl_module.on_exception(exception)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("can't allocate memory", "out of memory"))
+
+
+def _rows(batch: Any, n: int) -> Any:
+    """The first ``n`` samples of a batch."""
+    return {name: value[:n] for name, value in batch.items()} if isinstance(batch, Mapping) else batch[:n]
 
 
 def _load_state(run: Path) -> dict[str, Any] | None:

@@ -1,0 +1,132 @@
+"""Windows of the paper's segmentation net, ours beside MONAI's sliding window on one window at a time.
+
+    python benchmarks/predict_plain.py [--rounds 5] [--shape 64,64,96] [--batch 2]
+
+Both get the same weights and windows (64^3, overlap 0.5, Gaussian blending) of two contrasts. The plain way takes one window at a
+time and encodes and decodes each contrast by itself with ``nn.InstanceNorm3d`` and LeakyReLU as they come; ``ours`` is
+``inference/windows.py``, and ``kept`` the same with freed memory kept. Each has a process of its own, turns are taken, ratios are of one round.
+Probabilities must agree around the middle of x and y (farther out MONAI raises small weights to 0.001). Appends a JSON line to benchmarks/results/predict.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor
+
+from neuroprior.engine.allocator import keep_freed_memory
+from neuroprior.inference import windows
+from neuroprior.nets import _fused
+from predict import build
+
+NAMES = ["T1w", "FLAIR"]
+WINDOW = (64, 64, 64)
+
+
+def plain(model: Any, images: Tensor) -> Tensor:
+    """(classes, x, y, z) probabilities by MONAI, one window and one contrast at a time."""
+    net, head = model.net, model.head
+    share = head.fusion[[model.contrasts.index(name) for name in NAMES]].softmax(0)
+
+    def one(window: Tensor) -> Tensor:
+        codes = [net.encode(window[:, k : k + 1]) for k in range(len(NAMES))]
+        anatomy = sum(code.anatomy for code in codes) / len(codes)
+        logits: Any = 0
+        for code, weight in zip(codes, share, strict=True):
+            logits = logits + weight * head.logits(
+                net.decode_features(code.stages, torch.cat([anatomy, code.contrast], 1), skips=True)
+            )
+        return logits.softmax(1)
+
+    with torch.no_grad():
+        found: Any = sliding_window_inference(images[None], WINDOW, 1, one, overlap=0.5, mode="gaussian")
+    return found[0]
+
+
+def ours(model: Any, images: Tensor, batch: int) -> Tensor:
+    """The same by us."""
+    layout = windows.lay(images.shape[1:], WINDOW, 0.5)
+    return torch.cat([block for _, block in windows.stream([model], images, NAMES, layout, batch=batch)], 1)
+
+
+def worker(kind: str, shape: tuple[int, ...], batch: int, pipe: Any) -> None:
+    """Predicts whenever it is asked to; answers (seconds, processor seconds, probabilities, peak resident MB)."""
+    if kind == "kept":
+        keep_freed_memory()
+    if kind == "plain":
+        _fused.can_undo = lambda *_: False
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        model = build(Path(folder) / "paper", "fomo25", WINDOW[0], NAMES)
+        while pipe.recv():
+            wall, cpu = time.perf_counter(), time.process_time()
+            p = plain(model, images) if kind == "plain" else ours(model, images, batch)
+            spent = time.perf_counter() - wall, time.process_time() - cpu
+            pipe.send((*spent, p.numpy(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shape", default="64,64,96")
+    parser.add_argument("--batch", type=int, default=2)
+    given = parser.parse_args()
+    shape = tuple(int(n) for n in given.shape.split(","))
+    context = multiprocessing.get_context("spawn")
+    kinds, pipes = ["plain", "ours", "kept"], {}
+    for kind in kinds:
+        pipes[kind], other = context.Pipe()
+        context.Process(target=worker, args=(kind, shape, given.batch, other), daemon=True).start()
+    wall: dict[str, list[float]] = {kind: [] for kind in kinds}
+    cpu: dict[str, list[float]] = {kind: [] for kind in kinds}
+    peak, apart = {}, 0.0
+    for number in range(given.rounds + 1):
+        answers = {}
+        for kind in kinds if number % 2 else kinds[::-1]:
+            pipes[kind].send(True)
+            a, b, answers[kind], peak[kind] = pipes[kind].recv()
+            if number:  # the first warms up
+                wall[kind].append(a)
+                cpu[kind].append(b)
+        middle = (slice(None), slice(24, 40), slice(24, 40))  # farther out MONAI clamps its weights
+        apart = max(apart, *(float(abs(answers[kind][middle] - answers["plain"][middle]).max()) for kind in kinds))
+        assert apart < 5e-3, apart
+    for pipe in pipes.values():
+        pipe.send(False)
+    n = len(windows.lay(shape, WINDOW, 0.5))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    result: dict[str, Any] = {
+        "benchmark": "predict_plain", "commit": commit, "windows": n, "batch": given.batch, "rounds": given.rounds, "largest_difference": apart,
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
+    }  # fmt: skip
+    for kind in kinds:
+        ratios = [a / b for a, b in zip(wall[kind], wall["plain"], strict=True)]
+        by_cpu = [a / b for a, b in zip(cpu[kind], cpu["plain"], strict=True)]
+        result[kind] = {
+            "s_a_window": statistics.median(wall[kind]) / n, "processor_s_a_window": statistics.median(cpu[kind]) / n,
+            "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
+            "processor_ratio": statistics.median(by_cpu), "peak_mb": peak[kind],
+        }  # fmt: skip
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "predict.jsonl", "a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
