@@ -103,6 +103,7 @@ def predict(
 
     from ..core import contrasts as vocabulary
     from ..core.errors import ConfigError
+    from ..engine.allocator import keep_freed_memory
     from ..inference import inputs as collecting
     from ..inference import presets
     from ..inference.calibration import Calibration
@@ -114,7 +115,10 @@ def predict(
     config = presets.preset(
         preset, overlap=overlap, samples=samples, seed=seed, probabilities=probabilities, uncertainty=uncertainty
     )
-    loaded = load(model, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device == "cpu":
+        keep_freed_memory()
+    loaded = load(model, device=device)
     require_head(loaded)
     passes_of(loaded, config, "")
     calibration = Calibration.from_json(loaded.info.get("calibration"))
