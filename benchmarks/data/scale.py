@@ -31,7 +31,7 @@ from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions
 from neuroprior.data.index import check_scan, write_index
 from neuroprior.data.preparing import PrepareConfig, prepare_session
-from neuroprior.data.store import session_file
+from neuroprior.data.sessions import session_file
 
 
 def peak_mb() -> float:
