@@ -251,6 +251,10 @@ class Store:
         except KeyError:
             raise InputError(f"the store has no session {key!r}", file=self.path) from None
 
+    def keys(self) -> list[str]:
+        """Of all sessions, without making them."""
+        return [s.key for s in self._altered] if self._altered is not None else list(self._rows.numbers)
+
     def check_table(self) -> None:
         """Read every row of the table of sessions.
 
