@@ -232,7 +232,8 @@ class _Opened:
         if frame.offset + frame.length > size:
             raise _damaged(Path(path), f"{size} bytes, cut short")
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 -- stays open; closed with this
-        self.header = os.pread(self.file.fileno(), frame.header, frame.offset)
+        head = os.pread(self.file.fileno(), frame.header + CHUNK_HEAD, frame.offset)
+        self.header, self.first = head[: frame.header], b""
         self.tail = os.pread(self.file.fileno(), frame.length - behind, frame.offset + behind)
         if zlib.crc32(self.tail, zlib.crc32(self.header)) != frame.crc:
             raise _damaged(Path(path), "an index of chunks that is not the one that was written")
@@ -240,13 +241,12 @@ class _Opened:
         self.begin = np.frombuffer(blosc2.decompress2(self.tail), "<i8") if frame.chunks else np.zeros(0, np.int64)
         if (self.begin >= frame.chunks).any():
             raise _damaged(Path(path), "an index of chunks that points beyond them")
-        order = np.append(np.unique(self.begin), frame.chunks)
+        order = np.append(np.sort(self.begin), frame.chunks)
         self.end = order[np.searchsorted(order, self.begin, side="right")]
-        self.first = b""
         if len(self.begin) and self.begin[0] >= 0:  # Blosc2 looks at the head of the first chunk when a frame is opened
-            self.first = os.pread(
-                self.file.fileno(), min(CHUNK_HEAD, frame.chunks), frame.offset + frame.header + int(self.begin[0])
-            )
+            at = frame.header + int(self.begin[0])
+            self.first = head[at:] if at == frame.header else os.pread(self.file.fileno(), CHUNK_HEAD, frame.offset + at)
+            self.first = self.first[: frame.chunks - int(self.begin[0])]
 
     def __del__(self) -> None:
         if file := getattr(self, "file", None):

@@ -52,6 +52,10 @@ AT_ONCE = 4096
 """Sessions that are made at once where all are walked through."""
 
 
+KEPT = 1024
+"""Sessions that stay made: a sample asks for the same few again."""
+
+
 class Later(Mapping[str, Any]):
     """A part of a session's record whose keys are known and whose values are read from its file when one is first asked for."""
 
@@ -167,6 +171,7 @@ class Sessions(Sequence[SessionView]):
 
     def __init__(self, root: Path, table: Table) -> None:
         self._root, self._table = root, table
+        self._one = lru_cache(maxsize=KEPT)(lambda row: next(self._made(row, row + 1)))
 
     def __len__(self) -> int:
         return len(self._table)
@@ -178,8 +183,7 @@ class Sessions(Sequence[SessionView]):
     def __getitem__(self, place: int | slice) -> SessionView | Sequence[SessionView]:
         if isinstance(place, slice):
             return tuple(self[number] for number in range(*place.indices(len(self))))
-        number = range(len(self))[place]
-        return next(self._made(number, number + 1))
+        return self._one(range(len(self))[place])
 
     def __iter__(self) -> Iterator[SessionView]:
         for start in range(0, len(self), AT_ONCE):
@@ -278,11 +282,16 @@ class Store:
 
     def frame(self, key: str, array: str) -> tuple[Path, Frame]:
         """Where an array of a session lies: its file, and where in it."""
-        file = self[key].file
-        layout = self._rows.layout(self._rows.numbers[key])
+        file, layout = session_file(self.path, key), self._layout(key)
         if array in layout:
             return file, layout[array]
         raise ArtifactError(f"session {key} has no array {array}", file=file, next_step="run neuroprior store repair")
+
+    def _layout(self, key: str) -> Mapping[str, Frame]:
+        try:
+            return self._rows.layout(self._rows.numbers[key])
+        except KeyError:
+            raise InputError(f"the store has no session {key!r}", file=self.path) from None
 
     def read(self, key: str, contrast: str, box: Box | None = None) -> np.ndarray:
         """(x, y, z) float32 conformed intensities of one scan, or of a box of it."""
