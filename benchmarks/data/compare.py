@@ -41,7 +41,7 @@ def cold(path: Path) -> None:
     os.fsync(handle)
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(handle)
-    sessions._opened.cache_clear()
+    sessions._FOUND.clear()
 
 
 def one_way(way: str, paths: list[Path], folder: Path) -> None:
@@ -261,7 +261,7 @@ def main() -> None:
             return peers.fomo_read_pair(couples[number % len(couples)], 64, draw)
 
         def opened_anew(number: int, draw: np.random.Generator) -> list[torch.Tensor]:
-            sessions._opened.cache_clear()  # as in a store of so many scans that none is met twice
+            sessions._FOUND.clear()  # as in a store of so many scans that none is met twice
             return pair(number, draw)
 
         found = timed({"fomo": fomo, "ours": pair, "ours, each file opened anew": opened_anew}, arrays + own, given.repeats)

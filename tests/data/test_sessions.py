@@ -83,11 +83,11 @@ def test_threads_do_not_share_a_buffer(written: tuple[Path, dict[str, sessions.F
     assert not wrong
 
 
-def test_a_few_files_stay_open_and_no_more(tmp_path: Path) -> None:
-    sessions._opened.cache_clear()
+def test_no_file_stays_open_and_few_indexes_are_kept(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    for number in range(3 * sessions.OPEN):
+    for number in range(sessions.KNOWN + 5):
         path = tmp_path / f"{number}.nps"
         sessions.write(path, {"scans": {}, "labels": {}}, {"a": sessions.pack(np.full((4, 4, 4), number, np.int16))})
         assert sessions.read_array(path, sessions.read(path)[1]["a"])[0, 0, 0] == number
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + sessions.OPEN
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(sessions._FOUND) <= sessions.KNOWN

@@ -42,13 +42,13 @@ ALIGN = 64
 TAIL = struct.Struct("<QQ16s16s8s")
 CHUNK, BLOCK = 32, 16
 """Edges of a Blosc2 chunk, which is read whole, and of the blocks in it, which are decoded one by one: measured in benchmarks/data."""
-OPEN = 16
-"""Arrays that a process keeps open: a sample reads the same few again."""
+KNOWN = 256
+"""Arrays whose index of chunks a process keeps (a few kB each): a sample reads the same few again."""
 KEPT = 64 << 20
 """Bytes of the buffer that a thread reads chunks into; it is larger only while larger arrays are read."""
 CHUNK_HEAD = 32
 """Bytes at the beginning of each Blosc2 chunk that say what it is."""
-_THREAD = threading.local()
+_THREAD, _LOCK = threading.local(), threading.Lock()
 
 Box = tuple[slice, slice, slice]
 
@@ -217,24 +217,23 @@ def read(path: Path) -> tuple[bytes, dict[str, Frame]]:
     return content[:record], frames
 
 
-class _Opened:
-    """A frame in a file: what finds its chunks is in memory and checked, the chunks are on disk.
+class _Found:
+    """A frame of a file: what finds its chunks is in memory and checked, the chunks are on disk. No file stays open.
 
     A read takes the chunks that a box touches, in runs that lie side by side, into a buffer of the thread, and decodes from there: Blosc2's own
     reading opens the file once a block, and decodes with as many threads as there are cores.
     """
 
-    def __init__(self, path: str, frame: Frame, size: int) -> None:
+    def __init__(self, path: str, frame: Frame, file: int, size: int) -> None:
         import blosc2
 
         self.path, self.frame = path, frame
         behind = frame.header + frame.chunks
         if frame.offset + frame.length > size:
             raise _damaged(Path(path), f"{size} bytes, cut short")
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 -- stays open; closed with this
-        head = os.pread(self.file.fileno(), frame.header + CHUNK_HEAD, frame.offset)
+        head = os.pread(file, frame.header + CHUNK_HEAD, frame.offset)
         self.header, self.first = head[: frame.header], b""
-        self.tail = os.pread(self.file.fileno(), frame.length - behind, frame.offset + behind)
+        self.tail = os.pread(file, frame.length - behind, frame.offset + behind)
         if zlib.crc32(self.tail, zlib.crc32(self.header)) != frame.crc:
             raise _damaged(Path(path), "an index of chunks that is not the one that was written")
         # where each chunk begins, in bytes behind the header; negative where all of it is one value
@@ -245,15 +244,11 @@ class _Opened:
         self.end = order[np.searchsorted(order, self.begin, side="right")]
         if len(self.begin) and self.begin[0] >= 0:  # Blosc2 looks at the head of the first chunk when a frame is opened
             at = frame.header + int(self.begin[0])
-            self.first = head[at:] if at == frame.header else os.pread(self.file.fileno(), CHUNK_HEAD, frame.offset + at)
+            self.first = head[at:] if at == frame.header else os.pread(file, CHUNK_HEAD, frame.offset + at)
             self.first = self.first[: frame.chunks - int(self.begin[0])]
 
-    def __del__(self) -> None:
-        if file := getattr(self, "file", None):
-            file.close()
-
-    def read(self, box: Box | None) -> np.ndarray:
-        """A box of the array, or all of it."""
+    def read(self, file: int, box: Box | None) -> np.ndarray:
+        """A box of the array, or all of it, from the file's descriptor."""
         import blosc2
 
         buffer = self._buffer()
@@ -265,7 +260,7 @@ class _Opened:
         if not out.size:
             return out
         if len(self.begin):
-            self._load(buffer, _touched(array.shape, array.chunks, lows, highs), array)
+            self._load(file, buffer, _touched(array.shape, array.chunks, lows, highs), array)
         return array.get_slice_numpy(out, (lows, highs))  # what array[box] comes to, at 40 microseconds less
 
     def _buffer(self) -> np.ndarray:
@@ -282,7 +277,7 @@ class _Opened:
             buffer[at : at + len(self.first)] = np.frombuffer(self.first, np.uint8)
         return buffer
 
-    def _load(self, buffer: np.ndarray, wanted: np.ndarray, array: Any) -> None:
+    def _load(self, file: int, buffer: np.ndarray, wanted: np.ndarray, array: Any) -> None:
         """Read chunks into their places, and check what Blosc2 believes of their heads: nothing in one may point out of its chunk."""
         if wanted.size and wanted[-1] >= len(self.begin):
             raise _damaged(Path(self.path), "an index of chunks that does not fit the array")
@@ -293,16 +288,16 @@ class _Opened:
         begin, end, base = begin[there], end[there], self.frame.header
         gaps = np.flatnonzero(begin[1:] > end[:-1])
         for first, last in zip(begin[[0, *(gaps + 1)]].tolist(), end[[*gaps, -1]].tolist(), strict=True):
-            self._fill(buffer[base + first : base + last], self.frame.offset + base + first)
+            self._fill(file, buffer[base + first : base + last], self.frame.offset + base + first)
         expected = (array.schunk.chunksize, math.prod(array.blocks) * array.dtype.itemsize)
         heads = buffer[np.minimum((base + begin)[:, None] + np.arange(4, 16), len(buffer) - 1)].view("<i4")
         longest = end - begin
         if (heads[:, :2] != expected).any() or (heads[:, 2] < CHUNK_HEAD).any() or (heads[:, 2] > longest).any():
             raise _damaged(Path(self.path), "a chunk that is not the one that was written")
 
-    def _fill(self, buffer: np.ndarray, place: int) -> None:
+    def _fill(self, file: int, buffer: np.ndarray, place: int) -> None:
         while len(buffer):
-            count = os.preadv(self.file.fileno(), [buffer], place)  # type: ignore[list-item]
+            count = os.preadv(file, [buffer], place)  # type: ignore[list-item]
             if count == 0:
                 raise _damaged(Path(self.path), "a file that is cut short")
             buffer, place = buffer[count:], place + count
@@ -315,10 +310,21 @@ def _touched(shape: Sequence[int], chunks: Sequence[int], lows: Sequence[int], h
     return ((x[:, None, None] * ny + y[:, None]) * nz + z).ravel()
 
 
-@lru_cache(maxsize=OPEN)
-def _opened(path: str, frame: Frame, inode: int, mtime_ns: int, size: int) -> _Opened:
-    """The frame of a file; the last arguments make a file that changed be opened anew."""
-    return _Opened(path, frame, size)
+_FOUND: dict[tuple[Any, ...], _Found] = {}
+
+
+def _found(path: str, frame: Frame, file: int) -> _Found:
+    """The frame of a file; one that changed is looked at anew."""
+    stat = os.fstat(file)
+    name = (path, frame, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    found = _FOUND.get(name)
+    if found is None:
+        found = _Found(path, frame, file, stat.st_size)
+        with _LOCK:
+            while len(_FOUND) >= KNOWN:
+                del _FOUND[next(iter(_FOUND))]
+            _FOUND[name] = found
+    return found
 
 
 def read_array(path: str | Path, frame: Frame, box: Box | None = None) -> np.ndarray:
@@ -328,8 +334,11 @@ def read_array(path: str | Path, frame: Frame, box: Box | None = None) -> np.nda
         ArtifactError: the file is missing or damaged.
     """
     try:
-        stat = Path(path).stat()
-        return _opened(os.fspath(path), frame, stat.st_ino, stat.st_mtime_ns, stat.st_size).read(box)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _found(os.fspath(path), frame, file).read(file, box)
+        finally:
+            os.close(file)
     except FileNotFoundError:
         raise ArtifactError("a file of the store is missing", file=path, next_step="run neuroprior store repair") from None
     except (RuntimeError, ValueError, OSError) as error:

@@ -85,7 +85,7 @@ def write_table(path: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 
 class Table:
-    """The table of a store. The file stays open, so that all columns are of the same one even where it is replaced.
+    """The table of a store, its bytes in memory, so that all columns are of the same one even where the file is replaced.
 
     Args:
         path: the store.
@@ -100,7 +100,7 @@ class Table:
 
         self.path = path / TABLE
         try:
-            self._file = pq.ParquetFile(self.path)
+            self._file = pq.ParquetFile(pa.BufferReader(self.path.read_bytes()))
             self._columns: dict[str, Any] = {}
             if not self._file.schema_arrow.remove_metadata().equals(_schema().remove_metadata()):
                 raise self.damaged("other columns than a store's")
