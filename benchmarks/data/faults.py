@@ -1,6 +1,6 @@
 """Faults in numbers that are too large for the tests: random kills of workers and parent, and fuzzed files.
 
-    python benchmarks/data/faults.py [--kills 200] [--fuzz 10000]
+    python benchmarks/data/faults.py [--kills 200] [--minutes 60] [--fuzz 10000]
 
 Kills: ``neuroprior prepare`` on a hundred and twenty synthetic sessions with two processes; now the parent, now a worker gets SIGKILL after a
 random time, until the number is reached; then it is run to the end. The store's hash must be that of a run left alone. When the store is
@@ -34,8 +34,8 @@ from neuroprior.stages.store import store
 from neuroprior.stages.synthesise import synthesise
 
 
-def kills(folder: Path, many: Path, wanted: int) -> None:
-    """Kill until the number is reached and compare the hashes."""
+def kills(folder: Path, many: Path, wanted: int, minutes: float) -> None:
+    """Kill until the number is reached, or the time is over, and compare the hashes."""
     rng = random.Random(0)
     expected = Store.open(folder / "store").store_hash
     command = [
@@ -51,10 +51,14 @@ def kills(folder: Path, many: Path, wanted: int) -> None:
         "--workers",
         "2",
     ]
-    done = {"parent": 0, "worker": 0, "finished": 0}
-    while done["parent"] + done["worker"] < wanted:
+    done, end = {"parent": 0, "worker": 0, "finished": 0}, time.monotonic() + 60 * minutes
+
+    def go_on() -> bool:
+        return done["parent"] + done["worker"] < wanted and time.monotonic() < end
+
+    while go_on():
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and done["parent"] + done["worker"] < wanted:
+        while process.poll() is None and go_on():
             time.sleep(rng.uniform(0.0, 1.5) if (folder / "killed/store.json").exists() else 0.5)
             try:
                 children = [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
@@ -118,6 +122,7 @@ def main() -> None:
     """Make the family, then kill and fuzz."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop killing after this long")
     parser.add_argument("--fuzz", type=int, default=10_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -133,7 +138,7 @@ def main() -> None:
         if given.fuzz:
             fuzz(folder / "store", given.fuzz)
         if given.kills:
-            kills(folder, many, given.kills)
+            kills(folder, many, given.kills, given.minutes)
 
 
 if __name__ == "__main__":

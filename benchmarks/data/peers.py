@@ -2,7 +2,7 @@
 
 ``nnssl``: crop to what is not 0, z-score, resample at order 3 (slice by slice, nearest between slices, where spacings differ by more than
 three times), a second time for a stand-in of an empty mask, Blosc2 float32 with zstd level 8, blocks sized for the caches. ``fomo``:
-RAS, crop, clamp and rescale to 0..1, resample at order 3 in 3-D, plain ``.npy``; reading maps the file and searches it for NaN.
+RAS, crop, clamp and rescale to 0..1, resample at order 3 in 3-D, plain ``.npy``; reading maps the file and searches it for NaN and infinities.
 Not their code: the arithmetic and the formats are theirs, the rest is as plain as can be.
 """
 
@@ -113,15 +113,18 @@ def fomo_prepare(path: Path, out: Path) -> Path:
 
 
 def fomo_read_pair(paths: tuple[Path, Path], size: int, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same random box of two scans; every draw looks through both for NaN."""
-    volumes = [np.load(path, mmap_mode="r") for path in paths]
-    for number, volume in enumerate(volumes):
-        if np.isnan(volume).any():
-            volumes[number] = np.nan_to_num(volume)
-    shape = np.minimum(volumes[0].shape, volumes[1].shape)
-    start = [int(draw.integers(0, max(1, n - size + 1))) for n in shape]
+    """The same random box of two scans of a session; every draw looks through both whole for NaN, and again for infinities
+    (github.com/jbanusco/fomo25, src/data/dataset.py, ``PretrainDataset.load_scan``, of 2025-12-09)."""
+    volumes = [np.load(path, mmap_mode="r")[None] for path in paths]
+    for path, volume in zip(paths, volumes, strict=True):
+        if np.isnan(volume).any() or np.isinf(volume).any():
+            raise FileNotFoundError(path)
+    start: list[int] = [int(draw.integers(0, max(0, n - size) + 1)) for n in volumes[0].shape[1:]]
     boxes = []
     for volume in volumes:
-        box = np.array(volume[tuple(slice(s, min(s + size, n)) for s, n in zip(start, shape, strict=True))])
-        boxes.append(torch.from_numpy(np.pad(box, [(0, size - n) for n in box.shape])))
+        box = volume[(slice(None), *(slice(s, min(s + size, n)) for s, n in zip(start, volume.shape[1:], strict=True)))]
+        out = np.zeros((1, size, size, size), dtype=volume.dtype)
+        into = [(size - n) // 2 for n in box.shape[1:]]
+        out[(slice(None), *(slice(i, i + n) for i, n in zip(into, box.shape[1:], strict=True)))] = box
+        boxes.append(torch.tensor(out, dtype=torch.float32))
     return boxes[0], boxes[1]

@@ -1,10 +1,14 @@
 """Bookkeeping at scale: preparing, opening and first batch of a store of many tiny scans.
 
     python benchmarks/data/scale.py [--sessions 300000] [--real] [--folder /dev/shm]
+    python benchmarks/data/scale.py --made [--sessions 100 10000 100000 300000]
 
 An index of SESSIONS rows that all point at one scan of 10^3 voxels. Without ``--real`` a session's own work is left out (a record made once is
 written under each name), so that what is measured is the rest: index, scheduling, processes, files, tables. Prints seconds and peak memory of
 the parent, then, in a fresh process, of opening the store and drawing the first batch, with and without a loader process.
+
+With ``--made`` nothing is built: one session of two scans of 96^3 is prepared and linked under SESSIONS names, with a table of as many rows. Prints how long
+opening, a dataset, and the first batch take in a fresh process, and how many pairs of 64^3 a second are drawn after that.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,14 +29,16 @@ os.environ["OMP_NUM_THREADS"] = os.environ["BLOSC_NTHREADS"] = "1"
 
 import numpy as np
 
-from neuroprior.core import nifti
+from neuroprior.core import artifacts, nifti
 from neuroprior.core.geometry import ConformSpec
 from neuroprior.core.records import Scan
 from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions
+from neuroprior.data import table as table_module
 from neuroprior.data.index import check_scan, write_index
 from neuroprior.data.preparing import PrepareConfig, prepare_session
-from neuroprior.data.store import session_file
+from neuroprior.data.sessions import session_file
+from neuroprior.data.store import describe_store
 
 
 def peak_mb() -> float:
@@ -89,6 +96,73 @@ def made_index(folder: Path, count: int) -> Path:
     return folder / "index.parquet"
 
 
+def made_store(folder: Path, count: int) -> Path:
+    """A finished store of ``count`` sessions, all of them links to a few files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, out = np.random.default_rng(0), folder / "store"
+    ball = np.linalg.norm(np.indices((96, 96, 96)) - 47.5, axis=0) < 46
+    scans = []
+    for contrast in ("T1w", "T2w"):
+        path = folder / f"{contrast}.nii.gz"
+        nifti.write(path, Volume((ball * (100 + 10 * rng.random(ball.shape))).astype(np.float32), np.eye(4)))
+        scans.append(check_scan(Scan(f"d/{contrast}", "d", "d/0", "", contrast, contrast, str(path)), voxels=True))
+    spec, config = ConformSpec(spacing_mm=1.0), PrepareConfig()
+    reason = prepare_session(out, "d/0", scans, spec, config)
+    assert reason is None, reason
+    table_module.write_table(out, ["d/0"])
+    names = [f"d/sub-{number:06d}" for number in range(count)]
+    for number, key in enumerate(names):
+        target = session_file(out, key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if number % 30_000 == 0:
+            source = target
+            shutil.copyfile(session_file(out, "d/0"), source)
+        else:
+            os.link(source, target)
+    one = pq.read_table(out / "sessions.parquet")
+    columns = {name: pa.repeat(one[name][0], count) for name in one.column_names}
+    ages, places = rng.integers(18, 90, count), rng.integers(0, 40, count)
+    columns |= {
+        "key": pa.array(names), "subject": pa.array(names),
+        "split": pa.array(np.where(np.arange(count) % 10 == 0, "val", "train").tolist()),
+        "columns": pa.array([json.dumps({"age": int(a), "site": f"s{b}"}) for a, b in zip(ages, places, strict=True)]),
+    }  # fmt: skip
+    pq.write_table(
+        pa.table(columns).select(one.column_names).cast(one.schema),
+        out / "sessions.parquet",
+        compression="zstd",
+        row_group_size=2000,
+    )
+    artifacts.write_json(out / "store.json", describe_store(spec, config.dtype, {}))
+    artifacts.mark_complete(out, {"store_hash": "made"})
+    return out
+
+
+def read_made(store: Path) -> None:
+    """Open a made store, draw, and say how long each took and how many pairs a second are drawn."""
+    import torch  # the package's own imports are not the store's  # noqa: F401
+
+    from neuroprior.data.pairs import PairConfig, PairDataset, collate_pairs
+    from neuroprior.data.store import Store
+
+    began, cpu = time.perf_counter(), time.process_time()
+    opened = Store.open(store)
+    told = [f"open {time.perf_counter() - began:.2f} s"]
+    dataset = PairDataset(opened, ("train",), PairConfig(patch=64), seed=0)
+    told.append(f"with a dataset {time.perf_counter() - began:.2f} s")
+    collate_pairs([dataset[number] for number in range(8)])
+    told.append(f"first batch of 8 after {time.perf_counter() - began:.2f} s ({time.process_time() - cpu:.2f} CPU-s)")
+    cpu = time.process_time()
+    for number in range(8, 408):
+        dataset[number]
+    told.append(
+        f"then {400 / (time.process_time() - cpu):.0f} pairs a CPU-s, peak {peak_mb():.0f} MB, load {os.getloadavg()[0]:.0f}"
+    )
+    print(f"| {len(opened.sessions)} | " + " | ".join(told) + " |", flush=True)
+
+
 def first_batch(store: Path, workers: int) -> None:
     """Open and draw, and say how long each took."""
     import torch  # the package's own imports are not the store's  # noqa: F401
@@ -115,10 +189,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sessions", type=int, nargs="+", default=[30_000, 100_000, 300_000])
     parser.add_argument("--real", action="store_true")
+    parser.add_argument("--made", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--step", nargs="*")
     given = parser.parse_args()
+    if given.made and not given.step:
+        for count in given.sessions:
+            with tempfile.TemporaryDirectory(dir=given.folder) as name:
+                made_store(Path(name), count)
+                subprocess.run([sys.executable, __file__, "--made", "--step", f"{name}/store"], check=True)
+        return
+    if given.made:
+        read_made(Path(given.step[0]))
+        return
     if given.step:
         if given.step[0] == "read":
             first_batch(Path(given.step[1]), int(given.step[2]))

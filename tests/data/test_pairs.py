@@ -14,7 +14,7 @@ from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.data import alignment
 from neuroprior.data.diagnosis import describe, health_class
 from neuroprior.data.pairs import PairConfig, PairDataset, collate_pairs
-from neuroprior.data.store import SessionView
+from neuroprior.data.store import SessionView, coded
 
 
 class Shelf:
@@ -56,6 +56,12 @@ class Shelf:
         return self.arrays[key, name][box if box is not None else (slice(None),) * 3].copy()
 
     read_label = read
+
+    def read_stored(self, key: str, name: str, box: Any = None) -> tuple[np.ndarray, float]:
+        return self.read(key, name, box), 1.0
+
+    def coded(self, name: str) -> tuple[np.ndarray, list[Any]]:
+        return coded(self.sessions, name)
 
 
 def dataset(store: Any, **config: Any) -> PairDataset:

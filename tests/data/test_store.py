@@ -24,7 +24,8 @@ from neuroprior.data.index import read_index
 from neuroprior.data.loading import make_loader
 from neuroprior.data.pairs import PairConfig, PairDataset, collate_pairs
 from neuroprior.data.sessions import Frame
-from neuroprior.data.store import Store, write_table
+from neuroprior.data.store import Store
+from neuroprior.data.table import write_table
 from neuroprior.stages.index import index
 from neuroprior.stages.prepare import prepare
 
@@ -298,7 +299,7 @@ def test_stored_voxels_keep_to_their_error_and_zero_means_outside(dtype: str) ->
         given[20, 20, 20] = 20 * gain
         stored, scale, error = sessions.quantised(given, dtype)
         packed = sessions.pack(stored, scale)
-        back = sessions.scaled(stored, sessions.Frame(0, 1, 0, 1, 0, packed.scale))
+        back = sessions.scaled(stored, packed.scale)
         assert float(np.abs(back - given).max()) == pytest.approx(error, rel=1e-3, abs=1e-12)
         assert stored.dtype == dtype
         if dtype == "int16":

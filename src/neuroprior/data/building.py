@@ -29,7 +29,9 @@ from . import sessions
 from .index import VERSION as INDEX_VERSION
 from .index import read_index
 from .preparing import PrepareConfig, conformed_voxels, memory_mb, prepare_session
-from .store import AGAIN, SUFFIX, TABLE, describe_store, hash_store, read_description, session_file, write_table
+from .sessions import AGAIN, SUFFIX, session_file
+from .store import Store, describe_store, hash_store, read_description
+from .table import TABLE, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -464,9 +466,7 @@ def damages(out: Path, *, progress: Callable[[int, int], None] = lambda done, to
         if stated != hash_store(description, digest.hexdigest()):
             problems[artifacts.MARKER] = ["the store's hash is not that of its sessions"]
         try:
-            from .store import Store
-
-            Store.open(out)
+            Store.open(out).check_table()
         except ArtifactError as error:
             problems[TABLE] = [error.what]
     return problems

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from . import alignment
 from .cases import box_slices, centred, crop
 from .diagnosis import health_class
 from .records import PairBatch
+from .sessions import scaled
 from .store import SessionView, Store
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 Kind = Literal["session", "time", "both", "scanner"]
 """What a pair's scans share: the session; the contrast; only the subject; the contrast, on two scanners."""
 Scan = tuple[SessionView, str]
+Patch = tuple[np.ndarray, float]
+"""A box as it is stored: (x, y, z) voxels, and what they are multiplied with."""
 TRIES = 4
 """How often a box is drawn again that shows too little of the head."""
 
@@ -90,6 +93,39 @@ class PairConfig(Config):
         return (self.patch, self.patch, self.patch) if isinstance(self.patch, int) else self.patch
 
 
+class Subjects(Sequence[list[SessionView]]):
+    """The sessions of each subject, subjects by name; made when they are asked for.
+
+    Args:
+        store: the store.
+        rows: which of its sessions, rising.
+    """
+
+    def __init__(self, store: Store, rows: np.ndarray) -> None:
+        self._store = store
+        codes, names = store.coded("subject")
+        used, codes = np.unique(codes[rows], return_inverse=True)
+        self.names = sorted(names[number] for number in used.tolist())
+        place = {name: number for number, name in enumerate(self.names)}
+        codes = np.array([place[names[number]] for number in used.tolist()])[codes]
+        self._rows = rows[np.argsort(codes, kind="stable")]
+        self._ends = np.cumsum(np.bincount(codes))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> list[SessionView]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[list[SessionView]]: ...
+    def __getitem__(self, place: int | slice) -> list[SessionView] | Sequence[list[SessionView]]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        number = range(len(self))[place]
+        rows = self._rows[self._ends[number - 1] if number else 0 : self._ends[number]]
+        return [self._store.sessions[row] for row in rows.tolist()]
+
+
 class PairDataset(Dataset[dict[str, Any]]):
     """Map from a global sample number to one pair.
 
@@ -127,27 +163,36 @@ class PairDataset(Dataset[dict[str, Any]]):
         self._drawable: dict[tuple[str, ...], list[str]] = {}
         if not any(weight > 0 for weight in config.kinds.values()):
             raise ConfigError("no kind of pair has a weight", got=f"data.kinds={dict(config.kinds)}")
-        by_subject: dict[str, list[SessionView]] = {}
-        for session in store.sessions:
-            if (session.split or "train") in splits and self.scans_of(session):
-                by_subject.setdefault(session.subject, []).append(session)
-        if not by_subject:
+        self.subjects = self._subjects(splits)
+        self._shares = self._balanced()
+
+    def _subjects(self, splits: Sequence[str]) -> Subjects:
+        """The subjects of some splits, column by column: nothing is done for each of a hundred thousand sessions."""
+        store, config = self.store, self.config
+        split, split_names = store.coded("split")
+        scans, scan_names = store.coded("scans")
+        allowed = np.array([(name or "train") in splits for name in split_names], dtype=bool)
+        drawable = np.array([bool(self._drawn(names)) for names in scan_names], dtype=bool)
+        rows = np.flatnonzero(allowed[split] & drawable[scans])
+        if not rows.size:
             raise InputError(
                 f"no session of split {' or '.join(splits)} has a scan to train on", file=store.path,
-                expected="some of " + ", ".join(sorted({name for s in store.sessions for name in s.scans})),
+                expected="some of " + ", ".join(sorted({name for names in scan_names for name in names})),
                 got=f"contrasts {', '.join(config.contrasts or ('all',))}",
             )  # fmt: skip
-        self.subjects = [by_subject[name] for name in sorted(by_subject)]
-        if config.label is not None and not any(config.label in s.labels for group in self.subjects for s in group):
+        labels, label_names = store.coded("labels")
+        if config.label is not None and not any(config.label in label_names[number] for number in np.unique(labels[rows])):
             raise InputError(
                 f"no session of split {' or '.join(splits)} has the label {config.label!r}", file=store.path,
-                expected=", ".join(sorted({name for s in store.sessions for name in s.labels})) or "a store with labels",
+                expected=", ".join(sorted({name for names in label_names for name in names})) or "a store with labels",
             )  # fmt: skip
-        self._shares = self._balanced()
+        return Subjects(store, rows)
 
     def scans_of(self, session: SessionView) -> list[str]:
         """The session's scans that may be drawn."""
-        names = tuple(session.scans)
+        return self._drawn(tuple(session.scans))
+
+    def _drawn(self, names: tuple[str, ...]) -> list[str]:
         if names not in self._drawable:
             wanted = self.config.contrasts
             self._drawable[names] = [name for name in sorted(names) if wanted is None or name.split(".")[0] in wanted]
@@ -181,22 +226,22 @@ class PairDataset(Dataset[dict[str, Any]]):
         first, sessions = self._first(sample, draw)
         session = first[0]
         second, transform = self._partner(first, sessions, draw)
-        start, image = self._box(first, draw) if c.place == "anywhere" else self._placed(first, draw, sample // self.batch)
+        start, patch = self._box(first, draw) if c.place == "anywhere" else self._placed(first, draw, sample // self.batch)
         slip = np.zeros(3, int)
-        images = [image]
+        patches = [patch]
         if second is not None:
             if c.shift and self.augment:
                 slip = draw.integers(-c.shift, c.shift + 1, 3)
-            images.append(self._read(second, second[1], first, _moved(start, slip), transform))
+            patches.append(self._scan(second, first, _moved(start, slip), transform))
         labels: list[np.ndarray] = []
         if c.label is not None:
-            for scan in (first, second or first)[: len(images)]:
+            for scan in (first, second or first)[: len(patches)]:
                 labels.append(
                     self._label(
                         scan, first, start if scan is first else _moved(start, slip), None if scan is first else transform
                     )
                 )
-        images, labels = self._augment(images, labels, draw)
+        images, labels = self._augment(patches, labels, draw)
         vector = self.anatomy.get(session.subject)
         found = {
             "image_a": images[0], "image_b": images[-1], "paired": second is not None, "contrast_a": first[1].split(".")[0],
@@ -250,7 +295,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         while found:
             kinds = sorted(found)
             weights = np.array([self.config.kinds[kind] for kind in kinds])
-            kind = kinds[int(draw.choice(len(kinds), p=weights / weights.sum()))]
+            edges = np.cumsum(weights / weights.sum())
+            kind = kinds[int(np.searchsorted(edges / edges[-1], draw.random(), side="right"))]
             place = int(draw.integers(len(found[kind])))
             second = found[kind].pop(place)
             if not found[kind]:
@@ -282,43 +328,59 @@ class PairDataset(Dataset[dict[str, Any]]):
             self._fits[name] = (reason is None, transform)
         return self._fits[name]
 
-    def _read(
-        self, scan: Scan, array: str, first: Scan, start: Sequence[int], transform: np.ndarray | None, label: bool = False
-    ) -> np.ndarray:
-        """The box of ``first``'s grid that begins at ``start``, read from another scan (or label map) of the subject."""
-        session, size = scan[0], self.config.size
-        read = self.store.read_label if label else self.store.read
-        same_axes = np.allclose(session.affine[:3, :3], first[0].affine[:3, :3], atol=1e-4)
-        if transform is None and same_axes:
-            if session.key != first[0].key:
-                offset = np.linalg.inv(session.affine) @ first[0].affine
-                start = np.round(offset[:3, 3] + np.asarray(start)).astype(int).tolist()
-            box, offset_in_box = box_slices(start, size, session.shape)
-            return crop(read(session.key, array, box), offset_in_box, size)
+    def _scan(self, scan: Scan, first: Scan, start: Sequence[int], transform: np.ndarray | None) -> Patch:
+        """The box of ``first``'s grid that begins at ``start``, of another scan of the subject."""
+        session, name = scan
+        place = self._start(session, first, start) if transform is None else None
+        if place is not None:
+            return self._at(session, name, place)
+        voxels = self.store.read(session.key, name)
+        return alignment.resampled(
+            voxels, session.affine, self.config.size, self._corner(first, start), order=1, rigid=transform
+        ), 1.0
+
+    def _start(self, session: SessionView, first: Scan, start: Sequence[int]) -> Sequence[int] | None:
+        """Where the box of ``first``'s grid begins in a session's own; None where their axes differ."""
+        if session.key == first[0].key:
+            return start
+        if not np.allclose(session.affine[:3, :3], first[0].affine[:3, :3], atol=1e-4):
+            return None
+        offset = np.linalg.inv(session.affine) @ first[0].affine
+        return np.round(offset[:3, 3] + np.asarray(start)).astype(int).tolist()
+
+    def _corner(self, first: Scan, start: Sequence[int]) -> np.ndarray:
+        """(4, 4) of the box of ``first``'s grid that begins at ``start``."""
         corner = first[0].affine.copy()
         corner[:3, 3] = (first[0].affine @ np.array([*start, 1.0]))[:3]
-        return alignment.resampled(
-            read(session.key, array), session.affine, size, corner, order=0 if label else 1, rigid=transform
-        )
+        return corner
 
     def _label(self, scan: Scan, first: Scan, start: Sequence[int], transform: np.ndarray | None) -> np.ndarray:
         name = self.config.label
         if name is None or name not in scan[0].labels:
             return np.zeros(self.config.size, np.int64)
-        return self._read(scan, name, first, start, transform, label=True).astype(np.int64)
+        session = scan[0]
+        place = self._start(session, first, start) if transform is None else None
+        if place is not None:
+            box, offset = box_slices(place, self.config.size, session.shape)
+            return crop(self.store.read_label(session.key, name, box), offset, self.config.size).astype(np.int64)
+        voxels = self.store.read_label(session.key, name)
+        moved = alignment.resampled(
+            voxels, session.affine, self.config.size, self._corner(first, start), order=0, rigid=transform
+        )
+        return moved.astype(np.int64)
 
-    def _box(self, scan: Scan, draw: np.random.Generator) -> tuple[list[int], np.ndarray]:
+    def _box(self, scan: Scan, draw: np.random.Generator) -> tuple[list[int], Patch]:
         """A box from anywhere, drawn again where it shows too little of the head: its first voxel and its content."""
         session, name = scan
         size = self.config.size
-        best: tuple[float, list[int], np.ndarray] | None = None
+        best: tuple[float, list[int], Patch] | None = None
         for _ in range(TRIES):
             start = [
                 int(draw.integers(0, extent - length + 1)) if extent > length else centred([extent], [length])[0]
                 for extent, length in zip(session.shape, size, strict=True)
             ]
             image = self._at(session, name, start)
-            share = float((image != 0).mean())
+            share = _head(image)
             if best is None or share > best[0]:
                 best = (share, start, image)
             if share >= self.config.min_head or all(e <= n for e, n in zip(session.shape, size, strict=True)):
@@ -326,7 +388,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         assert best is not None
         return best[1], best[2]
 
-    def _placed(self, scan: Scan, draw: np.random.Generator, group: int) -> tuple[list[int], np.ndarray]:
+    def _placed(self, scan: Scan, draw: np.random.Generator, group: int) -> tuple[list[int], Patch]:
         """The box at a batch's place, or in the middle, displaced by the pair's own jitter: its first voxel and its content."""
         session, name = scan
         place = np.full(3, 0.5) if self.config.place == "centre" else self._place(group)
@@ -346,7 +408,7 @@ class PairDataset(Dataset[dict[str, Any]]):
             places = draw.random((TRIES, 3))
             for place in places:
                 start = np.where(room > 0, np.round(place * room), room // 2).astype(int)
-                shares.append(float((self._at(session, name, start.tolist()) != 0).mean()))
+                shares.append(_head(self._at(session, name, start.tolist())))
                 if shares[-1] >= self.config.min_head:
                     break
             if len(self._places) > 64:
@@ -354,17 +416,19 @@ class PairDataset(Dataset[dict[str, Any]]):
             self._places[group] = places[int(np.argmax(shares))]
         return self._places[group]
 
-    def _at(self, session: SessionView, name: str, start: Sequence[int]) -> np.ndarray:
+    def _at(self, session: SessionView, name: str, start: Sequence[int]) -> Patch:
         box, offset = box_slices(start, self.config.size, session.shape)
-        return crop(self.store.read(session.key, name, box), offset, self.config.size)
+        voxels, scale = self.store.read_stored(session.key, name, box)
+        return crop(voxels, offset, self.config.size), scale
 
     def _augment(
-        self, images: list[np.ndarray], labels: list[np.ndarray], draw: np.random.Generator
+        self, patches: list[Patch], labels: list[np.ndarray], draw: np.random.Generator
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        mirrored = self.augment and draw.random() < self.config.flip
+        images = [scaled(voxels[::-1] if mirrored else voxels, scale) for voxels, scale in patches]
         if not self.augment:
             return images, labels
-        if draw.random() < self.config.flip:
-            images = [np.ascontiguousarray(image[::-1]) for image in images]
+        if mirrored:
             labels = [np.ascontiguousarray(label[::-1]) for label in labels]
         if self.config.intensity:
             for number, image in enumerate(images):
@@ -392,6 +456,11 @@ def remapped(image: np.ndarray, draw: np.random.Generator, knots: int = 6) -> np
     out = np.zeros_like(image)
     out[head] = (bent - bent.mean()) / (bent.std() + 1e-6)
     return out
+
+
+def _head(patch: Patch) -> float:
+    """The share of a box's voxels that are not background."""
+    return np.count_nonzero(patch[0]) / patch[0].size
 
 
 def _moved(start: Sequence[int], slip: np.ndarray) -> list[int]:

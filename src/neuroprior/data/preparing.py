@@ -21,7 +21,8 @@ from ..core.records import BAD, Scan
 from ..core.session import MIN_OVERLAP, PREFERENCE, SessionFrame, covers, frame_of
 from ..core.volume import Volume
 from . import sessions
-from .store import AGAIN, pack_label, session_file
+from .sessions import AGAIN, session_file
+from .store import pack_label
 
 FEW_VOXELS = 8
 """A label whose volume is less than this many voxels of the store is told: a net can hardly learn it there."""

@@ -20,15 +20,13 @@ The ``store_hash`` depends on the spec, the voxels and the metadata alone: not o
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -38,7 +36,8 @@ from ..core.config import parse
 from ..core.errors import ArtifactError, InputError, LeakageError
 from ..core.geometry import Conformed, ConformSpec, LabelShares
 from . import sessions as files
-from .sessions import Box, Frame, Packed
+from .sessions import Box, Frame, Packed, session_file
+from .table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,15 +48,12 @@ VERSION = 3
 SHARE_STEPS = 510
 """A voxel's share of its second label, in [0, 0.5], is stored as this many times it, in one byte."""
 
-TABLE = "sessions.parquet"
-SUFFIX, AGAIN = ".nps", ".again"
-"""Of a session file, and of the empty file beside one that is to be made again."""
+AT_ONCE = 4096
+"""Sessions that are made at once where all are walked through."""
 
-TEXT = ("key", "dataset", "subject", "session", "split", "reference", "scans", "labels", "columns", "layout")
-"""Text columns of ``sessions.parquet``; the last four are JSON."""
 
-ROWS = 2000
-"""Rows of ``sessions.parquet`` written at once."""
+KEPT = 1024
+"""Sessions that stay made: a sample asks for the same few again."""
 
 
 class Later(Mapping[str, Any]):
@@ -128,22 +124,11 @@ class SessionView:
         """What preparing told of the session."""
         return tuple(_record(self.file)["notes"])
 
-    def with_sessions(self, sessions: Sequence[SessionView]) -> Store:
-        """The same store seen with altered sessions (other columns or splits), each in its place. It does not survive pickling."""
-        return Store(self.path, self.info, tuple(sessions), self._layouts)
-
     def __reduce__(self) -> tuple[Any, ...]:
         """A session of a store travels to another process as its name: the store is opened there once."""
         if isinstance(self.scans, Later):
             return _session_of, (self.root, self.key)
         return SessionView, tuple(getattr(self, name) for name in self.__dataclass_fields__)
-
-
-def session_file(root: Path, key: str) -> Path:
-    """Where a session lies: 256 folders by hash, so that none holds too many; the name is safe on every file system."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "__", key)[-80:]
-    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    return root / "sessions" / digest[:2] / f"{safe}-{digest}{SUFFIX}"
 
 
 def pack_label(name: str, shares: LabelShares) -> tuple[dict[str, Any], dict[str, Packed]]:
@@ -174,21 +159,57 @@ def _session_of(path: Path, key: str) -> SessionView:
     return _store_of(path)[key]
 
 
+def coded(sessions: Sequence[SessionView], name: str) -> tuple[np.ndarray, list[Any]]:
+    """:meth:`Store.coded` of sessions that are there: numbers into the list of their different values."""
+    values = [getattr(s, name) if name not in ("scans", "labels") else tuple(getattr(s, name)) for s in sessions]
+    known = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return np.array([known[value] for value in values], dtype=np.int32), list(known)
+
+
+class Sessions(Sequence[SessionView]):
+    """The sessions of a table, each made when it is asked for."""
+
+    def __init__(self, root: Path, table: Table) -> None:
+        self._root, self._table = root, table
+        self._one = lru_cache(maxsize=KEPT)(lambda row: next(self._made(row, row + 1)))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, place: int) -> SessionView: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[SessionView]: ...
+    def __getitem__(self, place: int | slice) -> SessionView | Sequence[SessionView]:
+        if isinstance(place, slice):
+            return tuple(self[number] for number in range(*place.indices(len(self))))
+        return self._one(range(len(self))[place])
+
+    def __iter__(self) -> Iterator[SessionView]:
+        for start in range(0, len(self), AT_ONCE):
+            yield from self._made(start, min(start + AT_ONCE, len(self)))
+
+    def _made(self, start: int, stop: int) -> Iterator[SessionView]:
+        for row in self._table.rows(start, stop):
+            later = {part: Later(row.pop(part), self._root, row["key"], part) for part in ("scans", "labels")}
+            yield SessionView(**row, **later, root=self._root)
+
+
 class Store:
     """A finished store, opened for reading; safe to open in many processes and to pickle to workers.
 
     Use :meth:`open`.
     """
 
-    def __init__(self, path: Path, info: Mapping[str, Any], sessions: tuple[SessionView, ...], layouts: Sequence[str]) -> None:
-        self.path, self.info, self.sessions = path, info, sessions
+    def __init__(self, path: Path, info: Mapping[str, Any], table: Table, altered: tuple[SessionView, ...] | None = None) -> None:
+        self.path, self.info, self._rows, self._altered = path, info, table, altered
         self.spec: ConformSpec = parse(ConformSpec, info["spec"], where=path / "store.json")
-        self._by_key = {session.key: number for number, session in enumerate(sessions)}
-        self._layouts = layouts
+        self.sessions: Sequence[SessionView] = Sessions(path, table) if altered is None else altered
+        self._by_key = {session.key: session for session in altered or ()}
 
     def with_sessions(self, sessions: Sequence[SessionView]) -> Store:
-        """The same store seen with altered sessions (other columns or splits), each in its place. It does not survive pickling."""
-        return Store(self.path, self.info, tuple(sessions), self._layouts)
+        """The same store seen with altered sessions (other columns or splits). It does not survive pickling."""
+        return Store(self.path, self.info, self._rows, tuple(sessions))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _store_of, (self.path,)
@@ -207,22 +228,45 @@ class Store:
             raise ArtifactError(
                 "the store is not finished", file=path, next_step="run the same neuroprior prepare command again: it resumes"
             )
-        sessions, layouts = _read_table(path)
-        splits: dict[str, str] = {}
-        both = sorted({s.subject for s in sessions if splits.setdefault(s.subject, s.split) != s.split})
+        store = cls(path, info, Table(path))
+        subject, names = store.coded("subject")
+        split, _ = store.coded("split")
+        first = np.full(len(names), -1, split.dtype)
+        first[subject[::-1]] = split[::-1]
+        both = sorted({names[number] for number in subject[first[subject] != split]})
         if both:
             raise LeakageError(
                 f"{len(both)} subjects stand in more than one split", file=path, got=", ".join(both[:5]),
                 next_step="index again with splits by subject, then prepare again",
             )  # fmt: skip
-        return cls(path, info, sessions, layouts)
+        return store
+
+    def coded(self, name: Literal["dataset", "subject", "split", "scans", "labels"]) -> tuple[np.ndarray, list[Any]]:
+        """What all sessions are in one respect, without making them: (sessions,) numbers into the list of the different values; ``scans`` and
+        ``labels`` are tuples of names."""
+        if self._altered is not None:
+            return coded(self._altered, name)
+        return self._rows.coded(name) if name not in ("scans", "labels") else self._rows.coded_names(name)
 
     def __getitem__(self, key: str) -> SessionView:
         """The session of a key."""
         try:
-            return self.sessions[self._by_key[key]]
+            return self._by_key[key] if self._altered is not None else self.sessions[self._rows.numbers[key]]
         except KeyError:
             raise InputError(f"the store has no session {key!r}", file=self.path) from None
+
+    def keys(self) -> list[str]:
+        """Of all sessions, without making them."""
+        return [s.key for s in self._altered] if self._altered is not None else list(self._rows.numbers)
+
+    def check_table(self) -> None:
+        """Read every row of the table of sessions.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        for row, _ in enumerate(Sessions(self.path, self._rows)):
+            self._rows.layout(row)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -238,22 +282,28 @@ class Store:
 
     def frame(self, key: str, array: str) -> tuple[Path, Frame]:
         """Where an array of a session lies: its file, and where in it."""
-        session = self[key]
+        file, layout = session_file(self.path, key), self._layout(key)
+        if array in layout:
+            return file, layout[array]
+        raise ArtifactError(f"session {key} has no array {array}", file=file, next_step="run neuroprior store repair")
+
+    def _layout(self, key: str) -> Mapping[str, Frame]:
         try:
-            layout = json.loads(self._layouts[self._by_key[key]])
-            if array in layout:
-                return session.file, Frame.of(layout[array])
-            raise ArtifactError(f"session {key} has no array {array}", file=session.file, next_step="run neuroprior store repair")
-        except (ValueError, TypeError) as error:
-            raise ArtifactError("a table of the store is damaged", file=self.path / TABLE, got=str(error)) from None
+            return self._rows.layout(self._rows.numbers[key])
+        except KeyError:
+            raise InputError(f"the store has no session {key!r}", file=self.path) from None
 
     def read(self, key: str, contrast: str, box: Box | None = None) -> np.ndarray:
         """(x, y, z) float32 conformed intensities of one scan, or of a box of it."""
+        return files.scaled(*self.read_stored(key, contrast, box))
+
+    def read_stored(self, key: str, contrast: str, box: Box | None = None) -> tuple[np.ndarray, float]:
+        """What :meth:`read` gives, as it is stored: the voxels, and what they are to be multiplied with; 0 is 0 in both."""
         session = self[key]
         if contrast not in session.scans:
             raise InputError(f"session {key} has no {contrast}", expected=", ".join(session.scans))
         file, frame = self.frame(key, contrast)
-        return files.scaled(files.read_array(file, frame, box), frame)
+        return files.read_array(file, frame, box), frame.scale
 
     def read_label(self, key: str, name: str, box: Box | None = None) -> np.ndarray:
         """(x, y, z) integer label map on the session's grid, or a box of it."""
@@ -321,115 +371,6 @@ def read_description(path: Path) -> dict[str, Any]:
             next_step="prepare the index again into a new folder",
         )  # fmt: skip
     return info
-
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    fields = [(name, pa.string()) for name in (*TEXT, "record_sha256")]
-    fields += [("shape", pa.list_(pa.int32(), 3)), ("affine", pa.list_(pa.float64(), 16))]
-    return pa.schema(fields, metadata={b"neuroprior": b"store sessions"})
-
-
-def write_table(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """``sessions.parquet`` of the session files there are; one file at a time, so that memory does not grow with their number.
-
-    Args:
-        path: the store.
-        keys: of the sessions, sorted.
-
-    Returns:
-        ``placed`` (scan -> (key, name)), ``refused`` (scan -> reason), ``notes``, ``digest`` (over all records, in order), ``scans``
-        (how many), ``error`` (largest difference between stored and conformed voxels).
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema, digest = _schema(), hashlib.sha256()
-    told: dict[str, Any] = {"placed": {}, "refused": {}, "notes": [], "scans": 0, "sessions": 0, "error": 0.0}
-    with artifacts.atomic(path / TABLE) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        rows: list[dict[str, Any]] = []
-        for key in keys:
-            content, frames = files.read(session_file(path, key))
-            record = json.loads(content)
-            digest.update(content)
-            for name, entry in record["scans"].items():
-                told["placed"][entry["scan"]] = (key, name)
-                told["error"] = max(told["error"], entry["rounding_error"])
-            told["refused"] |= record["refused"]
-            told["notes"] += [f"{key}: {note}" for note in record["notes"]]
-            told["scans"] += len(record["scans"])
-            told["sessions"] += 1
-            layout = {name: frame.plain() for name, frame in frames.items()}
-            rows.append(
-                {
-                    **{name: record[name] for name in ("key", "dataset", "subject", "session", "split", "reference", "shape")},
-                    "columns": json.dumps(record["columns"], sort_keys=True, ensure_ascii=False),
-                    "layout": json.dumps(layout, sort_keys=True), "record_sha256": hashlib.sha256(content).hexdigest(),
-                    "scans": json.dumps(list(record["scans"])), "labels": json.dumps(list(record["labels"])), "affine": np.ravel(record["affine"]).tolist(),
-                }
-            )  # fmt: skip
-            if len(rows) == ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, schema))
-    return {**told, "digest": digest.hexdigest()}
-
-
-def _read_table(path: Path) -> tuple[tuple[SessionView, ...], list[str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    damaged = ArtifactError("a table of the store is damaged", file=path / TABLE, next_step="run neuroprior store repair")
-    collecting = gc.isenabled()
-    gc.disable()  # it would look through all sessions again and again, and none of them is garbage
-    try:
-        table = pq.read_table(path / TABLE)
-        if not table.schema.remove_metadata().equals(_schema().remove_metadata()):
-            raise damaged
-        columns = {name: table[name].to_numpy().tolist() for name in TEXT}
-        shapes = table["shape"].combine_chunks().flatten().to_numpy().reshape(-1, 3).tolist()
-        affines = table["affine"].combine_chunks().flatten().to_numpy().reshape(-1, 4, 4)
-        parsed = {text: json.loads(text) for name in ("scans", "labels", "columns") for text in set(columns[name])}
-        names = {text: tuple(map(str, value)) for text, value in parsed.items() if isinstance(value, list)}
-        if not len(affines) == len(shapes) == table.num_rows:
-            raise damaged
-        return tuple(_views(path, columns, names, parsed, (shapes, affines))), columns["layout"]
-    except FileNotFoundError:
-        raise ArtifactError(
-            "a table of the store is missing", file=path / TABLE, next_step="run neuroprior store repair"
-        ) from None
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        damaged.got = (str(error) or type(error).__name__).splitlines()[0]
-        raise damaged from None
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _views(
-    path: Path,
-    columns: Mapping[str, list[str]],
-    names: Mapping[str, tuple[str, ...]],
-    parsed: Mapping[str, Any],
-    grids: tuple[list[list[int]], np.ndarray],
-) -> Iterator[SessionView]:
-    put = object.__setattr__
-    rows = zip(*(columns[name] for name in TEXT), *grids, strict=True)
-    for key, dataset, subject, session, split, reference, scans, labels, more, layout, shape, affine in rows:
-        if not (isinstance(layout, str) and isinstance(subject, str)):
-            raise ValueError("a value is missing")
-        view = object.__new__(SessionView)
-        values = {
-            "key": key, "dataset": dataset, "subject": subject, "session": session, "split": split, "shape": tuple(shape),
-            "affine": affine, "reference": reference, "scans": Later(names[scans], path, key, "scans"),
-            "labels": Later(names[labels], path, key, "labels"), "columns": parsed[more], "root": path,
-        }  # fmt: skip
-        put(view, "__dict__", values)  # a frozen dataclass's own way takes three times as long
-        yield view
 
 
 def describe_store(spec: ConformSpec, dtype: str, steps: Mapping[str, Any]) -> dict[str, Any]:

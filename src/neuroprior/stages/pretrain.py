@@ -78,7 +78,7 @@ def pretrain(
         )
         return None
 
-    has_validation = any(session.split == "val" for session in opened.sessions)
+    has_validation = "val" in opened.coded("split")[1]
     batches: list[Any] = []
     if has_validation:
         watched = PairDataset(
@@ -178,6 +178,8 @@ def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
         ConfigError: the objective learns from vectors and no table is given.
         InputError: hardly any training subject of the store is in the table.
     """
+    import numpy as np
+
     from ..core.errors import ConfigError
     from ..data.anatomy import AnatomyTable
 
@@ -188,10 +190,12 @@ def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
                 next_step="neuroprior anatomy INDEX --out anatomy.parquet, then --anatomy anatomy.parquet; or objective.anatomy=0",
             )
         return {}
-    train = sorted({session.subject for session in store.sessions if (session.split or "train") == "train"})
+    subject, everyone = store.coded("subject")
+    split, splits = store.coded("split")
+    numbers = [number for number, name in enumerate(splits) if name in ("train", "")]
+    train = sorted({everyone[number] for number in subject[np.isin(split, numbers)]})
     targets = AnatomyTable.read(table).targets(settings.data.targets, train)
-    everyone = sorted({session.subject for session in store.sessions})
-    found = {subject: vector for subject in everyone if (vector := targets.vector(subject)) is not None}
+    found = {subject: vector for subject in sorted(everyone) if (vector := targets.vector(subject)) is not None}
     having = sum(subject in found for subject in train)
     logger.info(
         "anatomical vectors: %d volumes, %d of %d training subjects (%s)",

@@ -1,4 +1,4 @@
-"""Store: verify, repair, count or look at a prepared store."""
+"""Store: verify, repair, count or look at a prepared store; publish it at an address, or fetch it from one."""
 
 from __future__ import annotations
 
@@ -37,26 +37,30 @@ class StoreSummary:
 
 
 def store(
-    action: Literal["verify", "repair", "stats", "view"],
+    action: Literal["verify", "repair", "stats", "view", "publish", "fetch"],
     path: Path,
     case: str | None = None,
     picture: Path | None = None,
     workers: int | None = None,
+    url: str | None = None,
 ) -> StoreSummary:
-    """Verify a store against its checksums, repair what is damaged, count what is in it, or draw a case.
+    """Verify a store against its checksums, repair what is damaged, count what is in it, draw a case, or copy it to or from an object store.
 
     Args:
-        action: verify, repair, stats or view.
-        path: the store.
+        action: verify, repair, stats, view, publish or fetch.
+        path: the store; of fetch: the folder that it comes to.
         case: of view: a session's key (stats lists some); the first by default.
         picture: of view: the PNG to write; by default NAME.png beside the store.
         workers: of repair: processes.
+        url: of publish and fetch: an address such as s3://bucket/folder.
 
     Returns:
         What was found; the exit code is 3 where something is wrong.
 
     Raises:
-        ArtifactError: there is no store, it was never finished, or another version made it.
+        ArtifactError: there is no store, it was never finished, or another version made it; or it does not arrive whole.
+        InputError: no address, or one that nobody knows.
+        MissingDependency: the address needs a driver that is not installed.
     """
     from ..data.building import damages
 
@@ -66,6 +70,8 @@ def store(
         return StoreSummary(tuple(_stats(Store.open(path))))
     if action == "view":
         return _view(path, case, picture)
+    if action in ("publish", "fetch"):
+        return _copy(action, path, url)
     from rich.progress import Progress
 
     with Progress(transient=True) as bars:
@@ -81,6 +87,28 @@ def store(
     told = f"{len(found)} repaired" if not left else f"{len(left)} of {len(found)} could not be repaired"
     lines.append(f"{told}: {built.sessions} sessions, {built.scans} scans [{built.store_hash[:12]}]")
     return StoreSummary((*lines, *(f"{name}: {what}" for name, many in left.items() for what in many)), left)
+
+
+def _copy(action: Literal["publish", "fetch"], path: Path, url: str | None) -> StoreSummary:
+    from rich.progress import Progress
+
+    from ..core.errors import InputError
+    from ..data import remote
+
+    if url is None:
+        raise InputError(
+            f"store {action} needs an address", expected="--url s3://bucket/folder, or any address that fsspec knows"
+        )
+    with Progress(transient=True) as bars:
+        bar = bars.add_task("copying sessions", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        sent = remote.publish(path, url, progress=progress) if action == "publish" else remote.fetch(url, path, progress=progress)
+    there = f"published at {url}" if action == "publish" else f"fetched to {path}"
+    told = f"{sent.copied} of {sent.sessions} sessions copied, {sent.megabytes:.0f} MB; {there} [{sent.store_hash[:12]}]"
+    return StoreSummary((told,), out=None if action == "publish" else path)
 
 
 def _stats(opened: Store) -> list[str]:
