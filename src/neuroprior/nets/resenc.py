@@ -195,6 +195,10 @@ class ResEnc(nn.Module):
         x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
         return represent(self.config, self.latent, self.encoder(x), noise, masked=hidden is not None)
 
+    def halves(self, stages: Sequence[Tensor]) -> Representation:
+        """The representation of an encoder's stages, of whole scans; running statistics stay as they are."""
+        return represent(self.config, self.latent, stages, None, masked=True)
+
     def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool, maps: list[Tensor] | None = None) -> Tensor:
         """The decoder's finest feature map (B, features[0], x, y, z) on the padded grid.
 

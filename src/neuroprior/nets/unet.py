@@ -106,6 +106,10 @@ class UNet(nn.Module):
             stages.append(x)
         return represent(self.config, self.latent, stages, noise, masked=hidden is not None)
 
+    def halves(self, stages: Sequence[Tensor]) -> Representation:
+        """The representation of an encoder's stages, of whole scans; running statistics stay as they are."""
+        return represent(self.config, self.latent, stages, None, masked=True)
+
     def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool, maps: list[Tensor] | None = None) -> Tensor:
         """The decoder's finest feature map (B, C0, x, y, z) on the padded grid of ``stages``.
 
