@@ -68,7 +68,7 @@ class Config(BaseConfig):
     encoder: terms that pull at one encoder from two sides leave each other less. The paper has none."""
     lesion_radii: tuple[float, float] = (0.75, 3.0)
     """Their smallest and largest half-axis in voxels."""
-    lesion_strength: tuple[float, float] = (1.0, 3.0)
+    lesion_strength: tuple[float, float] = (2.0, 5.0)
     """Their smallest and largest difference to the surroundings in standard deviations of the scan."""
     lesion_voxels: float = Field(default=4.0, gt=0)
     """From this many voxels a cell holds a lesion; with fewer, but some, it is left out."""
@@ -234,7 +234,7 @@ class AnatomySplit(nn.Module):
         with torch.no_grad():
             stages = n.encode(image, hidden=torch.zeros_like(image, dtype=torch.bool)).stages
         part = n.halves(stages).contrast[:, : self.pathology_channels]
-        return lesion_error(head(part), levels, self.code_stride, c.lesion_voxels)
+        return lesion_error(head(part), levels, self.code_stride >> n.config.contrast_finer, c.lesion_voxels)
 
     def predict_anatomy(self, code: Representation) -> Tensor:
         """(B, dimension) vectors, or (B, labels + 1, x, y, z) logits of the label shares with ``target=map``."""
