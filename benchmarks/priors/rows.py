@@ -15,10 +15,10 @@ SPLIT: dict[str, Any] = {"name": "anatomy_split", "block": BLOCK, "ratio": 0.75}
 CROSS: dict[str, Any] = {"name": "cross_contrast", "block": BLOCK, "ratio": 0.6}
 
 OURS: dict[str, Any] = {
-    "net": NET | {"split": "stages", "latent": 32, "summary": 16, "contrast_pool": "both", "refined": True},
+    "net": NET | {"split": "stages", "latent": 32, "summary": 16, "contrast_pool": "both", "contrast_finer": 1, "refined": True},
     "objective": SPLIT | {
         "ratio": 0.5, "view": "whole", "reconstruction": 0.3, "anatomy": 12.0, "distance": "smooth_l1",
-        "agreement": 1.0, "agreement_form": "dense_infonce", "temperature": 0.1, "pathology": 0.15, "pathology_share": 0.2,
+        "agreement": 1.0, "agreement_form": "dense_infonce", "temperature": 0.1, "pathology": 0.15, "pathology_share": 0.4, "lesions": 3.0,
         "refine": 10, "refine_summary": 6, "refine_contrast": 1000.0,
     },
     "data": {"shift": 1, "intensity": 0.2},

@@ -1,6 +1,6 @@
 """The study of priors: which pretraining puts what into which half, and whether it helps from few labels.
 
-Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 400] [--jobs 2] [--gpu]
+Usage: python benchmarks/priors/study.py [--out runs/priors] [--rows mae ours ...] [--seeds 0 1 2] [--steps 1600] [--jobs 2] [--gpu]
 
 Makes its own data (synthetic heads at 4 mm; truth known), pretrains every row with every seed for the same number of steps on
 the same data, asks each frozen net what its halves tell (``disentanglement``), fine-tunes each on 16 cases of three tasks
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/priors"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--few-steps", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="larger families, boxes and batches, one run at a time")

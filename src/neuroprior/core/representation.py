@@ -20,7 +20,8 @@ class Representation:
     Attributes:
         anatomy: (B, Ca, x, y, z), what is the subject's: the same in every contrast and time point. The posterior mean,
             or a reparameterised sample while training a variational split.
-        contrast: (B, Cc, x, y, z), what only this image shows, pathology included; Cc may be 0 for a net with no split.
+        contrast: (B, Cc, x', y', z'), what only this image shows, pathology included; Cc may be 0 for a net with no split. Its
+            grid is the anatomy's, or finer by a power of two.
         stages: the encoder's feature maps, finest first, each (B, C_i, x_i, y_i, z_i).
         anatomy_mean, anatomy_logvar, contrast_mean, contrast_logvar: the posteriors, where the split is variational.
         visible: (B, 1, x, y, z) bool on the halves' grid, where the net left hidden cells out; None where every cell is seen.
@@ -78,6 +79,16 @@ def fuse(representations: Mapping[str, Representation]) -> Fused:
     names = sorted(representations)  # a fixed order: the sum does not depend on the order of the inputs
     anatomy = torch.stack([representations[name].anatomy for name in names]).mean(0)
     return Fused(anatomy, {name: representations[name].contrast for name in names})
+
+
+def concatenated(anatomy: Tensor, contrast: Tensor) -> Tensor:
+    """(B, Ca + Cc, x, y, z), both halves on the anatomy's grid; a finer contrast half is averaged within each cell."""
+    import torch
+
+    grid = anatomy.shape[2:]
+    if contrast.shape[2:] != grid:
+        contrast = torch.nn.functional.adaptive_avg_pool3d(contrast, list(grid))
+    return torch.cat([anatomy, contrast], 1)
 
 
 def select(representation: Representation, rows: slice) -> Representation:

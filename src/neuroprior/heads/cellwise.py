@@ -88,9 +88,9 @@ class CellwiseHead(nn.Module):
         """
         code = representation.anatomy
         cells = code.shape[2:]
-        parts = [representation.contrast] if self.config.contrast_channels else []
-        for stage in representation.stages if self.config.stage_channels else ():
-            parts.append(stage if stage.shape[2:] == cells else functional.adaptive_avg_pool3d(stage, cells))
+        maps = (representation.contrast,) if self.config.contrast_channels else ()
+        maps += representation.stages if self.config.stage_channels else ()
+        parts = [m if m.shape[2:] == cells else functional.adaptive_avg_pool3d(m, cells) for m in maps]
         read = torch.einsum("ncxyz,hc->nhxyz", code.float(), self.anatomy.weight) + self.anatomy.bias.view(1, -1, 1, 1, 1)
         if parts:
             weight = torch.stack([layer.weight for layer in self.contrast])[contrast]

@@ -164,7 +164,8 @@ def _vectors(model: Model, image: np.ndarray, head: np.ndarray) -> tuple[np.ndar
         return [mean, flat[:, weight >= min(HEAD_SHARE, float(weight.max()))].amax(1)]
 
     anatomy = pooled(code.anatomy, strides[-1])
-    contrast = pooled(code.contrast, strides[-1]) if code.contrast.shape[1] else []
+    finer = code.contrast.shape[2] // code.anatomy.shape[2]
+    contrast = pooled(code.contrast, strides[-1] // finer) if code.contrast.shape[1] else []
     stages = [v for stage, stride in zip(code.stages, strides, strict=True) for v in pooled(stage, stride, largest=False)]
     return tuple(torch.cat(parts).cpu().numpy() if parts else np.zeros(0) for parts in (anatomy, contrast, stages))  # type: ignore[return-value]
 

@@ -5,6 +5,7 @@ Every net module has ``Config``, ``build(config) -> nn.Module`` and ``with_skips
 - ``encode(x, noise=None, hidden=None) -> Representation``: x (B, 1, x, y, z) float32 of any size; with ``noise`` (two tensors
   of the halves' shape) a variational split gives reparameterised samples, without it the posterior means; ``hidden`` (bool, as
   x) are voxels that the net must not see;
+- ``halves(stages) -> Representation``: both halves read from stages that are there already, without touching the encoder;
 - ``decode(anatomy, contrast, size) -> (B, 1, x, y, z)``: a reconstruction from the two halves alone;
 - ``reconstruct(representation, size) -> (B, 1, x, y, z)``: a reconstruction from all that the net has, skips included;
 - ``decode_features(stages, code, skips) -> (B, feature_channels, x, y, z)``: the decoder's finest feature map;

@@ -7,9 +7,10 @@
 - ``stages``: as ``variational``, the means alone (ours). The code of a deep stage has passed an instance normalisation over its few
   cells, and fine stages know what it has lost; a log-variance that no term holds in place would be noise without a measure.
 
-A split over all stages can have three more things (all ours, all off by default): ``summary`` channels of the anatomy half that a small
+A split over all stages can have more (all ours, all off by default): ``summary`` channels of the anatomy half that a small
 network makes of the whole box, the same in every cell, since regional volumes and age are no matter of one place; ``contrast_pool``,
-by which the contrast half sees each stage's largest value in a cell beside its mean, since a lesion is small; ``refined``, a linear map
+by which the contrast half sees each stage's largest value in a cell beside its mean, since a lesion is small; ``contrast_finer``, by which
+its cells are smaller than the anatomy's, for the same reason; ``refined``, a linear map
 after the anatomy half and its inverse before the decoder, the identity until it is fitted (``objectives/_refine``).
 
 Both winners: Gordaliza, Banus et al., arXiv 2601.13166.
@@ -46,6 +47,8 @@ class SplitConfig(Config):
     """With ``stages``: further channels of the anatomy half, made of the whole box and alike in every cell."""
     contrast_pool: Literal["mean", "both"] = "mean"
     """With ``stages``: whether the contrast half sees the mean of each stage in a cell, or its largest value too."""
+    contrast_finer: int = Field(default=0, ge=0)
+    """With ``stages``: how many stages finer than the code the grid of the contrast half is. A decoder sees it averaged on the code's grid."""
     refined: bool = False
     """With ``stages``: whether a linear map can be fitted after the anatomy half when training is over."""
     anatomy_share: float = Field(default=0.5, gt=0, lt=1)
@@ -53,8 +56,8 @@ class SplitConfig(Config):
 
     @model_validator(mode="after")
     def _of_stages(self) -> SplitConfig:
-        if self.split != "stages" and (self.summary or self.contrast_pool != "mean" or self.refined):
-            raise ValueError("net.summary, net.contrast_pool and net.refined need net.split=stages")
+        if self.split != "stages" and (self.summary or self.contrast_pool != "mean" or self.contrast_finer or self.refined):
+            raise ValueError("net.summary, net.contrast_pool, net.contrast_finer and net.refined need net.split=stages")
         return self
 
     def halves(self, code: int) -> tuple[int, int]:
@@ -152,17 +155,19 @@ def represent(
     if latents is None:
         anatomy = config.halves(code.shape[1])[0]
         return Representation(code[:, :anatomy], code[:, anatomy:], tuple(stages), visible=visible)
-    grid = code.shape[2:]
-    pooled = torch.cat([s if s.shape[2:] == grid else functional.adaptive_avg_pool3d(s, grid) for s in stages], 1)
+    pooled = _on(code.shape[2:], stages)
     if config.split == "stages":
-        anatomy, seen = latents["anatomy"](pooled), pooled
+        anatomy = latents["anatomy"](pooled)
         if "summary" in latents:
             anatomy = torch.cat([anatomy, latents["summary"](pooled, masked)], 1)
         if "refine" in latents:
             anatomy = latents["refine"](anatomy)
+        if config.contrast_finer >= len(stages):
+            raise ValueError(f"net.contrast_finer={config.contrast_finer}, but the net has {len(stages)} stages")
+        fine = stages[-1 - config.contrast_finer].shape[2:]
+        seen = _on(fine, stages) if config.contrast_finer else pooled
         if config.contrast_pool == "both":
-            largest = [s if s.shape[2:] == grid else functional.adaptive_max_pool3d(s, grid) for s in stages]
-            seen = torch.cat([pooled, *largest], 1)
+            seen = torch.cat([seen, _on(fine, stages, largest=True)], 1)
         return Representation(anatomy, latents["contrast"](seen), tuple(stages), visible=visible)
     am, al, cm, cl = (latents[name](pooled) for name in LATENTS["variational"])
     anatomy, contrast = am, cm
@@ -170,3 +175,16 @@ def represent(
         anatomy = am + torch.exp(0.5 * al) * noise[0].to(am.dtype)
         contrast = cm + torch.exp(0.5 * cl) * noise[1].to(cm.dtype)
     return Representation(anatomy, contrast, tuple(stages), am, al, cm, cl, visible)
+
+
+def _on(grid: Sequence[int], stages: Sequence[Tensor], *, largest: bool = False) -> Tensor:
+    """All stages on one grid, concatenated: the mean or the largest value of a finer stage in a cell, the nearest of a coarser one."""
+    shrink = functional.adaptive_max_pool3d if largest else functional.adaptive_avg_pool3d
+    return torch.cat(
+        [
+            s if s.shape[2:] == grid
+            else shrink(s, tuple(grid)) if s.shape[2] > grid[0]
+            else functional.interpolate(s, size=tuple(grid), mode="nearest")
+            for s in stages
+        ], 1,
+    )  # fmt: skip

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.representation import Representation
+from ..core.representation import Representation, concatenated
 from ._fused import SLOPE, norm_act
 from ._grid import cut, padded
 from ._split import SplitConfig, represent, restored
@@ -193,6 +193,10 @@ class ResEnc(nn.Module):
         x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
         return represent(self.config, self.latent, self.encoder(x), noise, masked=hidden is not None)
 
+    def halves(self, stages: Sequence[Tensor]) -> Representation:
+        """The representation of an encoder's stages, of whole scans; running statistics stay as they are."""
+        return represent(self.config, self.latent, stages, None, masked=True)
+
     def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool, maps: list[Tensor] | None = None) -> Tensor:
         """The decoder's finest feature map (B, features[0], x, y, z) on the padded grid.
 
@@ -219,12 +223,12 @@ class ResEnc(nn.Module):
 
     def decode(self, anatomy: Tensor, contrast: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The reconstruction (B, 1, x, y, z) from the two halves, without skips, cut to ``size`` where given."""
-        x = self.decoder.out(self.decode_features((), torch.cat([anatomy, contrast], 1), skips=False))
+        x = self.decoder.out(self.decode_features((), concatenated(anatomy, contrast), skips=False))
         return x if size is None else cut(x, size)
 
     def reconstruct(self, representation: Representation, size: Sequence[int]) -> Tensor:
         """The scan (B, 1, x, y, z) from its representation, with skip connections where the net has them."""
-        code = torch.cat([representation.anatomy, representation.contrast], 1)
+        code = concatenated(representation.anatomy, representation.contrast)
         return cut(self.decoder.out(self.decode_features(representation.stages, code, skips=self.config.skips)), size)
 
 

@@ -154,6 +154,10 @@ class ViT(nn.Module):
             raise ValueError(f"a token is hidden in part: objective.block must be a multiple of net.token ({token})")
         return share < 0.5
 
+    def halves(self, stages: Sequence[Tensor]) -> Representation:
+        """The representation of an encoder's stages, of whole scans; running statistics stay as they are."""
+        return represent(self.config, self.latent, stages, None, masked=True)
+
     def decode_features(self, stages: Sequence[Tensor], code: Tensor, skips: bool) -> Tensor:
         """A finest feature map (B, features, x, y, z) from the code by transposed convolutions; there are no stages to skip from."""
         return self.up(code)

@@ -14,6 +14,7 @@ Departures, each a value that is off in the paper's form or stands in for what i
   (cross-entropy with soft labels from a 1x1x1 convolution).
 - a net with ``net.summary``: the vector is read from those channels by one linear layer, and agreement and blindness are asked of the
   others: two terms that compete for one set of channels leave the vector out.
+- ``lesions``: the pathology part must tell which cells hold a made-up lesion (see ``_lesions``).
 - ``refine``: a linear map fitted in closed form to the anatomy half when training is over (see ``_refine``).
 - ``agreement``: a term between the anatomy halves of the two scans of a pair (see ``_agreement``), ``cross``: each scan
   decoded from the pair's mean anatomy and its own remainder, ``blind``: a classifier of the contrast on the anatomy half
@@ -37,6 +38,7 @@ from ..core.representation import Representation, select
 from ..data.records import PairBatch
 from ._adversary import Adversary
 from ._agreement import Agreement, agreement
+from ._lesions import LesionHead, lesion_error, with_lesions
 from ._masking import block_mask
 from ._moments import contrast_gap
 from ._pooling import pooled
@@ -61,6 +63,15 @@ class Config(BaseConfig):
     """Weight of the pathology term; 0 is the two-way split."""
     pathology_share: float = Field(default=0.3, gt=0, lt=1)
     """Share of all code channels that are pathology, the first ones after anatomy."""
+    lesions: float = Field(default=0.0, ge=0)
+    """Weight of telling from the pathology part which cells hold a made-up lesion, in a pass of its own whose gradient stops at the
+    encoder: terms that pull at one encoder from two sides leave each other less. The paper has none."""
+    lesion_radii: tuple[float, float] = (0.75, 3.0)
+    """Their smallest and largest half-axis in voxels."""
+    lesion_strength: tuple[float, float] = (2.0, 5.0)
+    """Their smallest and largest difference to the surroundings in standard deviations of the scan."""
+    lesion_voxels: float = Field(default=4.0, gt=0)
+    """From this many voxels a cell holds a lesion; with fewer, but some, it is left out."""
     cells: int = Field(default=2, ge=1)
     """Edge of the pooled grid before both heads."""
     target: Literal["vector", "map"] = "vector"
@@ -123,6 +134,8 @@ class AnatomySplit(nn.Module):
                 f"the pathology part of {self.pathology_channels} channels does not fit into the {n.contrast_channels} channels "
                 "that are not anatomy: lower objective.pathology_share"
             )
+        if config.lesions and n.latent is None:
+            raise ValueError("objective.lesions needs halves that are read from all stages: set net.split=stages or variational")
         if config.refine and not getattr(n.config, "refined", False):
             raise ValueError("objective.refine needs net.refined=true")
         if config.refine > n.anatomy_channels:
@@ -151,6 +164,7 @@ class AnatomySplit(nn.Module):
         self.pathology_head: nn.Module | None = None
         if config.pathology:
             self.pathology_head = VectorHead(self.pathology_channels * cells, 2, centre="none", final_norm=True)
+        self.lesion_head = LesionHead(self.pathology_channels) if config.lesions else None
         adversary = config.blind and config.blind_form == "adversary" and len(config.contrasts) > 1
         self.adversary = Adversary(self.local, config.contrasts) if adversary else None
 
@@ -170,6 +184,9 @@ class AnatomySplit(nn.Module):
             if weight:
                 parts[name] = self._anatomy(code, batch, copies) if name == "anatomy" else self._pathology(code, batch, copies)
                 loss = loss + weight * parts[name]
+        if c.lesions:
+            parts["lesions"] = self._lesions(batch, seed)
+            loss = loss + c.lesions * parts["lesions"]
         paired = batch["paired"].to(image.device, non_blocking=True)
         if copies == 2 and c.agreement:
             a, b = select(code, slice(0, n)), select(code, slice(n, 2 * n))
@@ -205,6 +222,19 @@ class AnatomySplit(nn.Module):
             for name, image in zip("ab", images, strict=False)
         ]
         return torch.cat(images), torch.cat(masks).to(images[0].device, non_blocking=True)
+
+    def _lesions(self, batch: PairBatch, seed: int) -> Tensor:
+        """How well the pathology part tells which cells of scans A hold a made-up lesion. The encoder is asked and not taught."""
+        c, net, head = self.config, self.net, self.lesion_head
+        n: Any = net
+        assert head is not None
+        image, levels = with_lesions(
+            batch["image_a"], batch["sample"], c.lesion_radii, c.lesion_strength, seed=seed, purpose="lesions"
+        )
+        with torch.no_grad():
+            stages = n.encode(image, hidden=torch.zeros_like(image, dtype=torch.bool)).stages
+        part = n.halves(stages).contrast[:, : self.pathology_channels]
+        return lesion_error(head(part), levels, self.code_stride >> n.config.contrast_finer, c.lesion_voxels)
 
     def predict_anatomy(self, code: Representation) -> Tensor:
         """(B, dimension) vectors, or (B, labels + 1, x, y, z) logits of the label shares with ``target=map``."""
