@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fewshot
 import numpy as np
-import pandas as pd
 from rows import ROWS, UNREFINED
 
 from neuroprior.assessments import disentanglement as dis
@@ -143,26 +143,12 @@ def cost_table(out: Path) -> list[str]:
     return _table(["row", "seeds", "parameters (M)", "forward pass of a batch (GFLOP)", "seconds"], rows)
 
 
-def few_table(out: Path) -> list[str]:
-    """Few-shot scores: mean over seeds and their range."""
-    metric = {"lesion": "dice", "health": "auroc", "age": "mae"}
-    rows = []
-    for row in ("scratch", *ROWS):
-        cells = []
-        for task, name in metric.items():
-            values = []
-            for file in sorted((out / "few").glob(f"{task}-{row}-[0-9]*.parquet")):
-                table = pd.read_parquet(file)
-                here = table[(table["metric"] == name) & (table["case"] == "all") & (table["model"] == row)]
-                values += here["value"].dropna().tolist()[:1]
-            cells.append(
-                f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}, {len(values)} seeds)" if values else "–"
-            )
-        if any(cell != "–" for cell in cells):
-            rows.append([row, *cells])
-    if not rows:
+def few_table(out: Path, split: str) -> list[str]:
+    """Few-shot scores of every row that was run."""
+    seeds = sorted({int(file.stem.rsplit("-", 1)[1]) for file in (out / "few").glob("*-scratch-[0-9]*.parquet")})
+    if not seeds:
         return ["Not run yet."]
-    return _table(["row", "lesion DSC", "healthy or not, AUROC", "age MAE (years)"], rows)
+    return _table(*fewshot.table(out, list(ROWS), seeds, split))
 
 
 def write_report(out: Path, path: Path) -> Path:
@@ -181,7 +167,9 @@ def write_report(out: Path, path: Path) -> Path:
         "## Disentanglement", "", *disentanglement_table(out, facts["split"]),
         "### ours minus what knows nothing", "", *difference_table(out, facts["split"]), "",
         "### The halves of ours", "", *halves_table(out, facts["split"]), "",
-        "## From 16 cases", "", f"{facts['few_steps']} steps of fine-tuning, {scale['few']} subjects of a third family.", "", *few_table(out), "",
+        "## From 16 cases", "",
+        f"{facts['few_steps']} steps of fine-tuning (all weights, batch norm head) on 16 of {scale['few']} subjects of a third family; {facts['split']} subjects scored. "
+        f"`supervised_on_all` is the net from scratch with {scale['full']} labelled subjects and three times the steps.", "", *few_table(out, facts["split"]), "",
         "## Cost", "", *cost_table(out), "",
     ]  # fmt: skip
     notes = path.parent / "NOTES.md"

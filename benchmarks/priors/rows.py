@@ -19,7 +19,7 @@ OURS: dict[str, Any] = {
     "objective": SPLIT | {
         "ratio": 0.5, "view": "whole", "reconstruction": 0.3, "anatomy": 12.0, "distance": "smooth_l1",
         "agreement": 1.0, "agreement_form": "dense_infonce", "temperature": 0.1, "pathology": 0.15, "pathology_share": 0.4, "lesions": 3.0,
-        "refine": 10, "refine_summary": 6, "refine_contrast": 1000.0,
+        "refine": 5, "refine_summary": 3, "refine_contrast": 1000.0,
     },
     "data": {"shift": 1, "intensity": 0.2},
 }  # fmt: skip

@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import fewshot
 import numpy as np
 import pandas as pd
 import yaml
@@ -37,28 +38,44 @@ HERE = Path(__file__).resolve().parent
 logger = logging.getLogger("study")
 
 SCALES = {
-    "toy": {"pre": 300, "travelling": 150, "few": 96, "spacing": 4.0, "patch": [16, 24, 16], "batch": 12, "lr": 2e-3},
-    "gpu": {"pre": 1000, "travelling": 300, "few": 200, "spacing": 2.0, "patch": [32, 48, 32], "batch": 16, "lr": 1e-3},
+    "toy": {
+        "pre": 300,
+        "travelling": 150,
+        "few": 96,
+        "full": 240,
+        "spacing": 4.0,
+        "patch": [16, 24, 16],
+        "batch": 12,
+        "lr": 2e-3,
+    },
+    "gpu": {
+        "pre": 1000,
+        "travelling": 300,
+        "few": 200,
+        "full": 500,
+        "spacing": 2.0,
+        "patch": [32, 48, 32],
+        "batch": 16,
+        "lr": 1e-3,
+    },
 }
 """Subjects of each family and the size of the runs."""
-FEW = (
-    ("lesion", "segmentation", "lesion", "FLAIR"),
-    ("health", "classification", "health", "T1w,T2w,FLAIR"),
-    ("age", "regression", "age", "T1w,T2w,FLAIR"),
-)
-"""Few-shot tasks: name, task, target, contrasts."""
-FEW_METRIC = {"lesion": "dice", "health": "auroc", "age": "mae"}
 
 
 def make_data(out: Path, scale: dict[str, Any], workers: int) -> None:
-    """Three families with different seeds: pretraining, travelling (probes), few-shot."""
-    shares = {"pre": "train=0.95,val=0.05", "travelling": "train=0.4,val=0.2,test=0.4", "few": None}
+    """Four families with different seeds: pretraining, travelling (probes), few-shot, and as much labelled data as a ceiling wants."""
+    shares = {
+        "pre": "train=0.95,val=0.05",
+        "travelling": "train=0.4,val=0.2,test=0.4",
+        "few": None,
+        "full": "train=0.95,val=0.05",
+    }
     for number, (name, split) in enumerate(shares.items()):
         if artifacts.is_complete(out / "data" / f"{name}_store"):
             continue
         folder, index = out / "data" / name, out / "data" / f"{name}.parquet"
         settings: dict[str, Any] = {"healthy": 0.5}
-        if name == "few":  # healthy or not: a lesion that the contrasts show
+        if name in ("few", "full"):  # healthy or not: a lesion that the contrasts show
             settings["lesions"] = "infarct,tumour"
         neuroprior.synthesise(
             folder, subjects=scale[name], spacing=scale["spacing"], seed=100 + number, skull=False, travelling=name == "travelling",
@@ -149,27 +166,6 @@ def _ceiling(store: Store, split: str, config: dis.Config) -> dis.Assessment:
     return dis.assess([dis.Features("true_volumes", "image", pooled=values, spatial=values)], scans, config)
 
 
-def few_shot(out: Path, row: str, seed: int, settings: dict[str, Any]) -> str:
-    """Three tasks from 16 cases with one row's net (or from scratch); scores are written to OUT/few."""
-    import torch
-
-    torch.set_num_threads(settings["threads"])
-    store, index = out / "data" / "few_store", out / "data" / "few.parquet"
-    for name, task, target, contrasts in FEW:
-        scores = out / "few" / f"{name}-{row}-{seed}.parquet"
-        if scores.exists():
-            continue
-        run = out / "few" / f"{name}-{row}-{seed}"
-        source = "scratch" if row == "scratch" else str(out / "runs" / f"{row}-{seed}")
-        neuroprior.finetune(
-            store, source, task, target, contrasts=contrasts, out=run, recipe=str(out / "recipes" / "ours.yaml"), seed=seed,
-            set=[f"training.steps={settings['few_steps']}", f"data.patch={2 * settings['patch'][0]}"],
-        )  # fmt: skip
-        neuroprior.predict(run, [str(index)], out=out / "few" / f"{name}-{row}-{seed}-predictions", split="test")
-        neuroprior.evaluate(out / "few" / f"{name}-{row}-{seed}-predictions", index, out=scores, name=row, resample=True)
-    return f"few-shot {row}-{seed}"
-
-
 def run_all(jobs: int, tasks: list[tuple[Any, ...]]) -> None:
     """Call (function, arguments...) in processes; every failure is told and counted."""
     failed = 0
@@ -195,7 +191,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--few-steps", type=int, default=60)
+    parser.add_argument("--few-steps", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="larger families, boxes and batches, one run at a time")
     parser.add_argument(
@@ -209,7 +205,7 @@ def main() -> None:
     scale = SCALES["gpu" if given.gpu else "toy"]
     jobs = 1 if given.gpu else given.jobs
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    settings = {**scale, "steps": given.steps, "few_steps": given.few_steps, "threads": threads}
+    settings = {**scale, "steps": given.steps, "few_steps": given.few_steps, "few_split": given.split, "threads": threads}
     out.mkdir(parents=True, exist_ok=True)
     make_data(out, scale, workers=jobs)
     if "pretrain" in given.parts:  # seed by seed, so that a cut-off study has whole seeds
@@ -217,7 +213,8 @@ def main() -> None:
     if "probe" in given.parts:
         run_all(jobs, [(probe_seed, out, given.rows, seed, given.split, scale["patch"]) for seed in given.seeds])
     if "few" in given.parts:
-        run_all(jobs, [(few_shot, out, row, seed, settings) for seed in given.seeds for row in ("scratch", *given.rows)])
+        rows = (*(row for row in given.rows if not row.endswith("untrained")), "scratch", fewshot.CEILING)
+        run_all(jobs, [(fewshot.run, out, row, seed, settings) for seed in given.seeds for row in rows])
     if "report" in given.parts:
         from report import write_report
 
