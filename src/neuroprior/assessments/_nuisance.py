@@ -11,13 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core import nifti
+from ..core import nifti, processes
 from ..core.errors import InputError
 from ..core.geometry import head_mask
 from ..core.records import Scan
@@ -392,7 +391,7 @@ def measure(paths: Sequence[str], *, workers: int = 1, progress: bool = True) ->
         return [facts(path) for path in track(paths, **bar)]
 
     def results() -> Iterator[dict[str, list[float | str]] | None]:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, mp_context=processes.context()) as pool:
             yield from pool.map(facts, paths, chunksize=2)
 
     return list(track(results(), **bar))

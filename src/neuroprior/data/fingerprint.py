@@ -18,13 +18,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core import artifacts, nifti
+from ..core import artifacts, nifti, processes
 from ..core.errors import ArtifactError, InputError
 from ..core.geometry import canonical_grid, grid_of, head_mask, resample
 from ..core.volume import Volume
@@ -246,7 +245,7 @@ def _compute(paths: Sequence[str], workers: int, progress: bool) -> Iterator[tup
         for path in track(paths, **bar):
             yield path, of_file(path)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=processes.context()) as pool:
         futures = {pool.submit(of_file, path): path for path in paths}
         try:
             for future in track(as_completed(futures), **bar):

@@ -155,9 +155,10 @@ class Pool:
 
     def _start(self, workers: int) -> Any:
         from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
 
-        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        from ..core import processes
+
+        return ProcessPoolExecutor(workers, mp_context=processes.context())
 
     def check(self, scans: list[Any]) -> Iterator[Any]:
         """Tables of the scans, as they are done."""

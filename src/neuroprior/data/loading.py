@@ -14,6 +14,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from ..core import processes
 from ..core.errors import InputError, NeuropriorError
 
 TIMEOUT_S = 900.0
@@ -155,7 +156,7 @@ def make_loader(
     loader = DataLoader(
         _Named(dataset), batch_sampler=BatchNumbers(batch, start_sample, n_samples, rank, world), num_workers=workers,
         collate_fn=collate, pin_memory=pin_memory, persistent_workers=False,
-        multiprocessing_context="spawn" if workers else None, timeout=timeout_s if workers else 0,
+        multiprocessing_context=processes.context() if workers else None, timeout=timeout_s if workers else 0,
         prefetch_factor=PREFETCH if workers else None,
     )  # fmt: skip
     return Loader(loader, workers, timeout_s)

@@ -17,11 +17,12 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.errors import ConfigError, InputError, MissingDependency, NeuropriorError, suggestion
+from ..core.processes import context as spawned
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ class Processes:
     workers: list[_Worker] = field(default_factory=list)
 
     def _fresh(self) -> _Worker:
-        context = get_context("spawn")
+        context = spawned()
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(self.function, theirs, os.getpid()), daemon=True)
         process.start()

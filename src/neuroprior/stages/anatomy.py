@@ -270,9 +270,10 @@ def _run(function: Any, arguments: list[tuple[Any, ...]], workers: int, schedule
             yield function(*args)
     else:
         from concurrent.futures import ProcessPoolExecutor, as_completed
-        from multiprocessing import get_context
 
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        from ..core import processes
+
+        with ProcessPoolExecutor(workers, mp_context=processes.context()) as pool:
             try:
                 for future in as_completed([pool.submit(function, *args) for args in arguments]):
                     yield future.result()

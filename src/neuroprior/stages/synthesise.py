@@ -116,10 +116,10 @@ def synthesise(
 
 def _write_all(out: Path, options: object, numbers: list[int], workers: int, progress: bool) -> None:
     from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
 
     from rich.progress import track
 
+    from ..core import processes
     from ..readers._heads.options import Options
     from ..readers._heads.writing import write_subject
 
@@ -130,7 +130,7 @@ def _write_all(out: Path, options: object, numbers: list[int], workers: int, pro
             write_subject(out, options, number)
         return
     # Fresh processes: forking one that has threads (torch, BLAS) can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=processes.context()) as pool:
         futures = [pool.submit(write_subject, out, options, number) for number in numbers]
         try:
             for future in track(as_completed(futures), **bar):

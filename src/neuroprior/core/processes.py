@@ -1,0 +1,50 @@
+"""Fresh processes that do not run the caller's script again.
+
+A spawned process imports the main module of its parent. A script without ``if __name__ == "__main__"`` would then do its work once more in
+every worker, and one read from standard input cannot be imported at all: workers die before they have done anything. What our workers
+call lies in this package, so they need no main module.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pickle import PicklingError
+from typing import Any
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """An empty main module for a moment."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+class Process(SpawnProcess):
+    """A spawned process; it gets the caller's main module only where what it is given comes from there."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        try:
+            with _without_main():
+                return SpawnProcess._Popen(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
+        except (PicklingError, AttributeError):  # something of the caller's own: found before any process has begun
+            return SpawnProcess._Popen(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Context(SpawnContext):
+    """What ``multiprocessing.get_context("spawn")`` gives, with the process of this module."""
+
+    Process = Process
+
+
+def context() -> SpawnContext:
+    """For a pool of processes, a pipe or a data loader's ``multiprocessing_context``."""
+    return Context()
