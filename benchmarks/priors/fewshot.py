@@ -106,7 +106,9 @@ def answers(out: Path, task: str, row: str, seed: int, split: str) -> Answers | 
     ill = (known["health"] != "healthy").to_numpy()
     if task == "lesion":
         table = pd.read_parquet(file)
-        rows = table[(table["metric"] == "dice") & (table["case"] != "all") & (table["region"] == "lesion")]
+        rows = table[
+            (table["model"] == row) & (table["metric"] == "dice") & (table["case"] != "all") & (table["region"] == "lesion")
+        ]
         found = rows.assign(subject=[_subject(case) for case in rows["case"]]).set_index("subject")["value"]
         return Answers(found.reindex(known.index).fillna(0.0).to_numpy()[ill], np.ones(int(ill.sum())))
     table = pd.read_csv(out / "few" / f"{label}-predictions" / "predictions.tsv", sep="\t").assign(
