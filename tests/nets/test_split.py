@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuroprior.core.representation import Representation, concatenated
+from neuroprior.core.representation import Representation, both_halves
 from neuroprior.core.shelf import load
 from neuroprior.heads import cellwise, pooled, segmentation
 
@@ -54,10 +54,10 @@ def test_a_cell_sees_means_and_largest_values_of_finer_stages_and_its_place_in_c
 
 def test_joined_halves_lie_on_the_anatomys_grid() -> None:
     anatomy, contrast = torch.randn(2, 3, 2, 3, 2), torch.randn(2, 4, 4, 6, 4)
-    got = concatenated(anatomy, contrast)
+    got = both_halves(anatomy, contrast)
     assert torch.equal(got[:, :3], anatomy)
     np.testing.assert_allclose(got[1, 5, 1, 2, 0].numpy(), contrast[1, 2, 2:4, 4:6, 0:2].mean().numpy(), rtol=1e-5)
-    assert torch.equal(concatenated(anatomy, contrast[:, :, :2, :3, :2]), torch.cat([anatomy, contrast[:, :, :2, :3, :2]], 1))
+    assert torch.equal(both_halves(anatomy, contrast[:, :, :2, :3, :2]), torch.cat([anatomy, contrast[:, :, :2, :3, :2]], 1))
 
 
 @pytest.mark.parametrize("name", sorted(NETS))

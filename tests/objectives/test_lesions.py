@@ -86,6 +86,21 @@ def test_the_term_teaches_the_contrast_half_and_not_the_encoder() -> None:
     assert taught.tolist() == [True] * 6 + [False] * 4  # the pathology part: 30 % of 20 channels
 
 
+def test_boxes_that_are_no_multiple_of_the_coarsest_stride_are_taken() -> None:
+    module = load("nets", "unet")
+    torch.manual_seed(0)
+    net = module.build(
+        module.Config.model_validate({"features": (4, 8, 20), "split": "stages", "latent": 10, "contrast_finer": 1})
+    )
+    objective: Any = anatomy_split.build(net, only(lesions=1.0, pathology_share=0.3))
+    data = batch()
+    for name in ("image_a", "image_b"):
+        data[name] = data[name][:, :, :14, :22, :13]  # type: ignore[literal-required]
+    data["sample"] = torch.tensor([0, 1, 2])
+    got = objective(data, epoch=0.0, seed=0)  # a net with cells of 2 voxels that fills up to a multiple of 4
+    assert 0 < float(got["lesions"]) < 5
+
+
 def test_halves_that_are_the_code_itself_are_refused() -> None:
     with pytest.raises(ValueError, match=r"net\.split=stages"):
         anatomy_split.build(staged("channels"), only(lesions=1.0))

@@ -37,7 +37,7 @@ class Representation:
     visible: Tensor | None = None
 
 
-def joined(parts: Sequence[Representation]) -> Representation:
+def of_batches(parts: Sequence[Representation]) -> Representation:
     """The representation of all scans from those of some batches, in order; without the stages, which would have to be copied."""
     import torch
 
@@ -81,7 +81,7 @@ def fuse(representations: Mapping[str, Representation]) -> Fused:
     return Fused(anatomy, {name: representations[name].contrast for name in names})
 
 
-def concatenated(anatomy: Tensor, contrast: Tensor) -> Tensor:
+def both_halves(anatomy: Tensor, contrast: Tensor) -> Tensor:
     """(B, Ca + Cc, x, y, z), both halves on the anatomy's grid; a finer contrast half is averaged within each cell."""
     import torch
 

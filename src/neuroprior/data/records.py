@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
 
@@ -40,3 +42,8 @@ class PairBatch(TypedDict):
     """(B, x, y, z) int64 ids of scan B's label map; 0 where there is none."""
     has_label: Tensor
     """(B,) bool: both label maps are there."""
+
+
+def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch with its tensors on a device; sample numbers stay on the CPU, where masks are drawn."""
+    return {name: value.to(device) if hasattr(value, "to") and name != "sample" else value for name, value in batch.items()}

@@ -26,6 +26,7 @@ def observer(fit: PairDataset, read: PairDataset | None, batch: int) -> Callable
     import torch
 
     from .pairs import collate_pairs
+    from .records import moved
 
     def batches(dataset: PairDataset | None, most: int) -> list[PairBatch]:
         if dataset is None:
@@ -64,7 +65,7 @@ def observer(fit: PairDataset, read: PairDataset | None, batch: int) -> Callable
                 contrasts += [*one["contrast_a"], *one["contrast_b"]]
                 fitted += [side] * len(both)
                 if hasattr(module, "observe"):
-                    seen = module.observe({k: v.to(device) if hasattr(v, "to") and k != "sample" else v for k, v in one.items()})
+                    seen = module.observe(moved(one, device))
                     if seen:
                         told.append((seen["anatomy_prediction"].float().cpu(), seen["anatomy_target"].float().cpu()))
         labels: dict[str, Sequence[Any]] = {"contrast": contrasts}

@@ -247,9 +247,9 @@ def train(
         try:
             with _quiet_lightning(), _kept_signals():
                 trainer.fit(loop)
-        except Exception:
+        except Exception as error:
             if loop.too_large is not None:
-                raise loop.too_large from None
+                raise loop.too_large from error
             raise
     elif first:  # killed after the last state, before the marker
         loop.finish_without_steps()

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.config import Config as BaseConfig
-from ..core.representation import Representation, concatenated
+from ..core.representation import Representation, both_halves
 from ._ragged import mean_by_case, softmax_by_case, sum_by_case
 
 
@@ -58,7 +58,7 @@ class SegmentationHead(nn.Module):
 
     def _code(self, representation: Representation, case: Tensor, n_cases: int) -> Tensor:
         anatomy = mean_by_case(representation.anatomy, case, n_cases)[case]
-        return concatenated(anatomy, representation.contrast)
+        return both_halves(anatomy, representation.contrast)
 
     def _fused(self, logits: Tensor, case: Tensor, contrast: Tensor, n_cases: int) -> Tensor:
         weight = softmax_by_case(self.fusion[contrast], case, n_cases).to(logits.dtype)

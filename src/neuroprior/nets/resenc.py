@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.representation import Representation, concatenated
+from ..core.representation import Representation, both_halves
 from ._fused import SLOPE, norm_act
 from ._grid import cut, padded
 from ._split import SplitConfig, represent, restored
@@ -223,12 +223,12 @@ class ResEnc(nn.Module):
 
     def decode(self, anatomy: Tensor, contrast: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The reconstruction (B, 1, x, y, z) from the two halves, without skips, cut to ``size`` where given."""
-        x = self.decoder.out(self.decode_features((), concatenated(anatomy, contrast), skips=False))
+        x = self.decoder.out(self.decode_features((), both_halves(anatomy, contrast), skips=False))
         return x if size is None else cut(x, size)
 
     def reconstruct(self, representation: Representation, size: Sequence[int]) -> Tensor:
         """The scan (B, 1, x, y, z) from its representation, with skip connections where the net has them."""
-        code = concatenated(representation.anatomy, representation.contrast)
+        code = both_halves(representation.anatomy, representation.contrast)
         return cut(self.decoder.out(self.decode_features(representation.stages, code, skips=self.config.skips)), size)
 
 

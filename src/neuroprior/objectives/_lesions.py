@@ -76,7 +76,7 @@ def lesion_error(logits: Tensor, levels: Tensor, edge: int, least: float) -> Ten
     """Cross-entropy of lesion or not, cells with and without weighing alike; a scalar, 0 where one of the two is missing.
 
     Args:
-        logits: (B, x', y', z').
+        logits: (B, x', y', z'); cells that lie wholly beyond the scans, where a net fills up to its coarsest stride, do not count.
         levels: (B, 1, x, y, z) of :func:`with_lesions`.
         edge: of a cell in voxels.
         least: a cell holds a lesion from this many voxels; with fewer, but some, it does not count.
@@ -84,6 +84,8 @@ def lesion_error(logits: Tensor, levels: Tensor, edge: int, least: float) -> Ten
     end = [(-extent) % edge for extent in levels.shape[2:]]
     filled = functional.pad((levels > 0.5).float(), (0, end[2], 0, end[1], 0, end[0]))
     voxels = functional.avg_pool3d(filled, edge)[:, 0] * edge**3
+    x, y, z = voxels.shape[1:]
+    logits = logits[:, :x, :y, :z]
     ill, well = voxels >= least, voxels == 0
     if not (bool(ill.any()) and bool(well.any())):
         return logits.sum() * 0.0

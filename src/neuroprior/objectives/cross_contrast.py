@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.config import Config as BaseConfig
-from ..core.representation import Representation, joined, select
+from ..core.representation import Representation, of_batches, select
 from ..data.records import PairBatch
 from ._agreement import Agreement, agreement, flat_cosine
 from ._masking import block_mask, noise
@@ -134,7 +134,7 @@ class CrossContrast(nn.Module):
             self.net.encode(image[rows], epsilon and (epsilon[0][rows], epsilon[1][rows]), hidden[rows])
             for rows in pieces(len(image), image.shape[2:].numel(), image.device)
         ]
-        return joined(parts)
+        return of_batches(parts)
 
     def _wired(self, code: Representation, n: int) -> tuple[Tensor, Tensor]:
         """The anatomy and the contrast halves (4B, ...) of the four reconstructions: A, B, crossed A, crossed B."""

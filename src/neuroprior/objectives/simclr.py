@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.config import Config as BaseConfig
-from ..core.representation import concatenated
+from ..core.representation import both_halves
 from ..data.records import PairBatch
 from ._agreement import dense_infonce
 from ._intensity import disturbed
@@ -58,7 +58,7 @@ class SimCLR(nn.Module):
         changed, hidden = self._inputs(batch, seed)
         code = self.net.encode(changed, hidden=hidden)
         n = batch["image_a"].shape[0]
-        whole = concatenated(code.anatomy, code.contrast)
+        whole = both_halves(code.anatomy, code.contrast)
         rows = self.project(pooled(whole, code.visible, 1)).float()
         if len(set(batch["subject"])) < 2:
             return {"loss": rows.sum() * 0.0, "accuracy": rows.new_zeros(())}

@@ -100,6 +100,7 @@ def _measured(settings: Any, store: Path, seconds: float, subjects: int | None) 
     from ..core import artifacts, seeds
     from ..data.loading import make_loader
     from ..data.pairs import PairDataset, collate_pairs
+    from ..data.records import moved
     from ..data.store import Store
     from ..engine import pace
     from ..inference import model as models
@@ -119,7 +120,7 @@ def _measured(settings: Any, store: Path, seconds: float, subjects: int | None) 
         dataset, batch=config.batch, start_sample=0, n_samples=10**9 // config.batch * config.batch, collate=collate_pairs, workers=config.workers,
         pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    found = pace.take(objective, config, batches, _moved, seconds)
+    found = pace.take(objective, config, batches, moved, seconds)
     per_step = config.batch * config.accumulate
     cuda = not found.device.startswith("cpu")
     return {
@@ -146,11 +147,6 @@ def _commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
-
-
-def _moved(batch: Any, device: Any) -> Any:
-    """The batch with its images on a device; sample numbers stay on the CPU, where masks are drawn."""
-    return {name: value.to(device) if hasattr(value, "to") and name != "sample" else value for name, value in batch.items()}
 
 
 def _synthetic(folder: Path, patch: int) -> Path:

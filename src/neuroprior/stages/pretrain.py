@@ -44,6 +44,7 @@ def pretrain(
     from ..core.errors import ConfigError
     from ..data.loading import make_loader
     from ..data.pairs import PairDataset, collate_pairs
+    from ..data.records import moved
     from ..data.store import Store
     from ..data.watching import observer
     from ..engine import panels
@@ -93,7 +94,7 @@ def pretrain(
         device = next(module.parameters()).device
         found: dict[str, list[float]] = {}
         for batch in batches:
-            losses = module(_moved(batch, device), epoch=settings.full_weight_epoch, seed=config.seed)
+            losses = module(moved(batch, device), epoch=settings.full_weight_epoch, seed=config.seed)
             for name, value in losses.items():
                 found.setdefault(name, []).append(float(value))
         return {name: sum(values) / len(values) for name, values in found.items()}
@@ -115,7 +116,7 @@ def pretrain(
 
     def draw(module: Any, path: Path) -> None:
         device = next(module.parameters()).device
-        images = module.panels(_moved(picture_batch, device), seed=config.seed)
+        images = module.panels(moved(picture_batch, device), seed=config.seed)
         panels.draw({name: image.cpu().numpy() for name, image in images.items()}, path)
 
     def loader(start_sample: int, rank: int, world: int) -> Any:
@@ -205,11 +206,6 @@ def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
         settings.data.targets,
     )
     return found
-
-
-def _moved(batch: Any, device: Any) -> Any:
-    """The batch with its images on a device; sample numbers stay on the CPU, where masks are drawn."""
-    return {name: value.to(device) if hasattr(value, "to") and name != "sample" else value for name, value in batch.items()}
 
 
 def _one_step(objective: Any, batch: Any) -> float:
