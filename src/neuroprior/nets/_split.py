@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.config import Config
+from ..core.convolution import Pointwise
 from ..core.representation import Representation
 
 LATENTS = {
@@ -75,7 +76,7 @@ class SplitConfig(Config):
             return None
         wide = {"contrast": 2 * stages} if self.contrast_pool == "both" else {}
         made: dict[str, nn.Module] = {
-            name: nn.Conv3d(wide.get(name, stages), self.latent, 1) for name in LATENTS[self.split]
+            name: Pointwise(wide.get(name, stages), self.latent) for name in LATENTS[self.split]
         }  # fmt: skip
         if self.summary:
             made["summary"] = Summary(stages, self.summary)

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
+from ..core.convolution import Pointwise, convolve
 from ..core.representation import Representation, both_halves
 from ._fused import SLOPE, norm_act
 from ._grid import cut, padded
@@ -80,7 +80,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, x, y, z) -> (B, outputs, x', y', z')."""
-        return self.after(self.conv(x))
+        return self.after(convolve(x, self.conv))
 
     def after(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Norm and activation of the convolution's output; a shortcut is added between the two and then always activated."""
@@ -101,7 +101,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, x, y, z) -> (B, outputs, x / stride, ...)."""
         shortcut = self.skip(x)
-        return self.conv2.after(self.conv2.conv(self.conv1(x)), shortcut)
+        return self.conv2.after(convolve(self.conv1(x), self.conv2.conv), shortcut)
 
 
 class Convolutions(nn.Module):
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         here = tuple(reversed(features[:-1]))
         self.transpconvs = nn.ModuleList(nn.ConvTranspose3d(b, h, 2, stride=2) for b, h in zip(below, here, strict=True))
         self.stages = nn.ModuleList(Convolutions(h * (2 if skips else 1), h) for h in here)
-        self.seg_layers = nn.ModuleDict({str(len(here) - 1): nn.Conv3d(here[-1], 1, 1)})
+        self.seg_layers = nn.ModuleDict({str(len(here) - 1): Pointwise(here[-1], 1)})
 
     @property
     def out(self) -> nn.Module:
@@ -214,7 +214,7 @@ class ResEnc(nn.Module):
                 x = stage(torch.cat([x, stages[-2 - step]], 1))
             elif self.config.skips:
                 block: Any = stage.get_submodule("convs.0")
-                x = block.after(functional.conv3d(x, block.conv.weight[:, : x.shape[1]], block.conv.bias, padding=1))
+                x = block.after(convolve(x, block.conv, block.conv.weight[:, : x.shape[1]]))
             else:
                 x = stage(x)
             if maps is not None:

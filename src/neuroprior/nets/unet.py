@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..core.convolution import Pointwise, convolve
 from ..core.representation import Representation, both_halves
 from ._fused import norm_act
 from ._grid import cut, padded
@@ -50,7 +51,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, x, y, z) -> (B, outputs, x, y, z)."""
-        return norm_act(self.conv(x), self.norm)
+        return norm_act(convolve(x, self.conv), self.norm)
 
 
 class UNet(nn.Module):
@@ -78,7 +79,7 @@ class UNet(nn.Module):
             self.up.append(nn.ConvTranspose3d(below, here, 2, stride=2))
             self.decoder.append(Block(here * (2 if config.skips else 1), here))
             below = here
-        self.out = nn.Conv3d(f[0], 1, 1)
+        self.out = Pointwise(f[0], 1)
 
     def code_grid(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Cells of both halves for an input of ``size`` voxels."""
@@ -122,8 +123,7 @@ class UNet(nn.Module):
                 x = block(torch.cat([x, stages[-2 - step]], 1))
             elif self.config.skips:
                 assert isinstance(block, Block)
-                narrow = functional.conv3d(x, block.conv.weight[:, : x.shape[1]], block.conv.bias, padding=1)
-                x = norm_act(narrow, block.norm)
+                x = norm_act(convolve(x, block.conv, block.conv.weight[:, : x.shape[1]]), block.norm)
             else:
                 x = block(x)
             if maps is not None:
