@@ -89,7 +89,8 @@ class Summary(nn.Module):
     """What the whole box tells: stages pooled to 2^3, BatchNorm, a layer of 128, then ``width`` numbers.
 
     Without the BatchNorm all that subjects share drowns what they do not. Masked scans are normalised by their own batch and leave the
-    running statistics, which evaluation uses, alone.
+    running statistics, which evaluation uses, alone. With ``norm`` in evaluation, whatever else trains, the running ones are used and stay:
+    so a task learns from batches of a few scans what it will be asked for.
     """
 
     def __init__(self, stages: int, width: int, hidden: int = 128) -> None:
@@ -101,7 +102,7 @@ class Summary(nn.Module):
         """(B, stages, x, y, z) -> (B, width, x, y, z), the same in every cell. A batch of one is normalised as in evaluation."""
         x = functional.adaptive_avg_pool3d(pooled, 2).flatten(1)
         norm = self.norm
-        if not self.training or x.shape[0] < 2:
+        if not norm.training or x.shape[0] < 2:
             x = functional.batch_norm(x, norm.running_mean, norm.running_var, None, None, False, 0.0, norm.eps)
         elif masked:
             x = functional.batch_norm(x, None, None, None, None, True, 0.0, norm.eps)

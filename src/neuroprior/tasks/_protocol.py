@@ -39,6 +39,8 @@ class Task(Protocol):
 class Supervised(nn.Module):
     """A net and a head trained together on a task: what the engine steps.
 
+    A batch norm inside the net keeps the statistics that it came with (see :func:`settle`): those of two or four scans say nothing.
+
     Args:
         net: any net of the shelf.
         head: the head that the task asked for.
@@ -50,6 +52,13 @@ class Supervised(nn.Module):
         self.net, self.head = net, head
         self.losses = task.losses
         self.levels = len(getattr(head.config, "levels", ())) if hasattr(head, "deep") else 0
+
+    def train(self, mode: bool = True) -> Supervised:
+        """As for every module; the net's batch norms stay in evaluation."""
+        super().train(mode)
+        for module in batch_norms(self.net):
+            module.eval()
+        return self
 
     def forward(self, batch: CaseBatch, *, epoch: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
         """The losses of a ragged batch; ``epoch`` and ``seed`` are part of the engine's contract and change nothing."""
@@ -63,6 +72,31 @@ class Supervised(nn.Module):
         covariates = batch.get("covariates")
         output = self.head(*rows) if covariates is None else self.head(*rows, covariates)
         return self.losses(_cut(output.float(), batch["target"]), batch["target"])
+
+
+def batch_norms(net: nn.Module) -> list[nn.BatchNorm1d]:
+    """Those of a net; its instance norms are none."""
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm1d)]
+
+
+@torch.no_grad()
+def settle(net: nn.Module, images: Tensor) -> None:
+    """Give the batch norms of a net that was not pretrained the statistics of (N, 1, x, y, z) training scans.
+
+    Nets without any are left alone, and so is the statistics' momentum.
+    """
+    norms = batch_norms(net)
+    if not norms or len(images) < 2:
+        return
+    before = net.training, [norm.momentum for norm in norms]
+    net.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over batches, of which there is one
+    net.encode(images)  # type: ignore[operator]  # every net has it
+    net.train(before[0])
+    for norm, momentum in zip(norms, before[1], strict=True):
+        norm.momentum = momentum
 
 
 def _cut(output: Tensor, target: Tensor) -> Tensor:

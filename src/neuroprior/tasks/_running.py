@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from . import _finetuning as finetuning
 from . import _strategies as strategies
 from ._adapters import adapt, merged
 from ._calibration import calibrate
-from ._protocol import Supervised, to_device
+from ._protocol import Supervised, batch_norms, settle, to_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -147,6 +147,8 @@ def fine_tune(
     if dry_run:
         logger.info("dry run: nothing was trained")
         return None
+    if scratch and batch_norms(net):
+        settle(net, torch.cat([_centre(store, plan, case) for case in _some(plan.train)]))
     if hasattr(head, "statistics") and getattr(head.config, "standardise", True):
         _standardise(head, net, store, plan, config.training)
     supervised = Supervised(net, head, plan.task)
@@ -244,11 +246,21 @@ def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, traini
     return found
 
 
-def _standardise(
-    head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig, limit: int = 48
-) -> None:
-    """Give the head the mean and spread of its features over (at most ``limit``) training cases, seen whole and unaltered."""
-    chosen = [plan.train[n] for n in np.unique(np.linspace(0, len(plan.train) - 1, min(limit, len(plan.train))).astype(int))]
+def _some(cases: Sequence[Case], limit: int = 48) -> list[Case]:
+    """At most ``limit`` cases, spread over all."""
+    return [cases[n] for n in np.unique(np.linspace(0, len(cases) - 1, min(limit, len(cases))).astype(int))]
+
+
+def _centre(store: Store, plan: finetuning.Plan, case: Case) -> torch.Tensor:
+    """(K, 1, x, y, z) the scans of a case in the middle box, unaltered."""
+    start = centred(case.session.shape, plan.patch)
+    return torch.from_numpy(np.stack([crop(store.read(case.session.key, name), start, plan.patch) for name in case.contrasts]))[
+        :, None
+    ]
+
+
+def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig) -> None:
+    """Give the head the mean and spread of its features over some training cases, seen whole and unaltered."""
     device = _device(training_config)
     net.to(device)
     head.to(device)
@@ -257,10 +269,8 @@ def _standardise(
     training = net.training
     net.eval()
     with torch.no_grad():
-        for case in chosen:
-            start = centred(case.session.shape, plan.patch)
-            images = np.stack([crop(store.read(case.session.key, name), start, plan.patch) for name in case.contrasts])
-            representation = net.encode(torch.from_numpy(images)[:, None].to(device))
+        for case in _some(plan.train):
+            representation = net.encode(_centre(store, plan, case).to(device))
             numbers = [plan.contrasts.index(name) for name in case.contrasts]
             seen.append(tuple(rows.cpu() for rows in head.statistics(representation, torch.tensor(numbers, device=device))))
             contrasts += numbers
