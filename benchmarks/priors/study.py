@@ -109,13 +109,15 @@ def pretrain_row(out: Path, row: str, seed: int, settings: dict[str, Any]) -> st
         path.parent.mkdir(parents=True, exist_ok=True)
         plan = recipe(row, steps=settings["steps"], batch=settings["batch"], patch=settings["patch"], lr=settings["lr"])
         artifacts.write_text(path, yaml.safe_dump(plan, sort_keys=False))
-        neuroprior.pretrain(
+        done = neuroprior.pretrain(
             out / "data" / "pre_store",
             recipe=str(path),
             anatomy=out / "data" / "anatomy.parquet",
             out=run,
             set=[f"training.seed={seed}"],
         )
+        if done.exit_code:  # interrupted: the study ends here, and the same command goes on
+            raise SystemExit(done.exit_code)
     ledger = artifacts.read_json(run / "ledger.json")
     return f"{row}-{seed}: {ledger.get('wall_seconds', float('nan')):.0f} s"
 

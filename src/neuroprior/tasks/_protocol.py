@@ -52,6 +52,7 @@ class Supervised(nn.Module):
         self.net, self.head = net, head
         self.losses = task.losses
         self.levels = len(getattr(head.config, "levels", ())) if hasattr(head, "deep") else 0
+        self.train()
 
     def train(self, mode: bool = True) -> Supervised:
         """As for every module; the net's batch norms stay in evaluation."""
