@@ -66,8 +66,8 @@ STOP_FILE = "STOP"
 class TrainingConfig(Config):
     """How long, with what, how often."""
 
-    steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; or give ``epochs``."""
+    steps: int | None = Field(default=None, ge=0)
+    """Optimiser steps; or give ``epochs``. With 0 the module is saved as it came."""
     epochs: float | None = Field(default=None, gt=0)
     """Length in epochs, where ``steps`` is not given."""
     hours: float | None = Field(default=None, gt=0)
@@ -251,7 +251,7 @@ def train(
             if loop.too_large is not None:
                 raise loop.too_large from error
             raise
-    elif first:  # killed after the last state, before the marker
+    elif first:  # killed after the last state, before the marker; or no steps were asked for
         loop.finish_without_steps()
     status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
     return TrainingResult(run, status, loop.step, loop.ended or "steps")

@@ -146,7 +146,7 @@ def forward_check(net: nn.Module) -> list[float]:
     """
     noise = torch.randn((1, 1, *CHECK_SHAPE), generator=seeds.torch_generator(0, "forward check"))
     parameter = next(net.parameters())
-    was_training = net.training
+    modes = {module: module.training for module in net.modules()}  # a part of a net in training may be in evaluation
     net.eval()
     with torch.inference_mode():
         representation = net.encode(noise.to(parameter.device, torch.float32))
@@ -158,7 +158,8 @@ def forward_check(net: nn.Module) -> list[float]:
         ]
         flat = torch.cat([output.float().abs().flatten().cpu() for output in outputs if output.numel()])
         values = [float(part.mean()) for part in flat.tensor_split(16)]
-    net.train(was_training)
+    for module, training in modes.items():
+        module.training = training
     return values
 
 

@@ -79,7 +79,7 @@ def finetune(
         contrasts: comma-separated names, for example T1w,FLAIR or SWI_OR_T2STAR; all of the store by default.
         out: run folder; an interrupted run there is resumed.
         recipe: pretraining recipe whose net is built when training from scratch.
-        strategy: scratch, full, warmup-full, linear-probe, head-then-full, sawtooth, llrd or lora; by default warmup-full.
+        strategy: scratch, full, warmup-full, closed-form, linear-probe, head-then-full, sawtooth, llrd or lora; by default warmup-full.
         steps: length in steps (300 by default).
         epochs: length in epochs instead.
         max_hours: end after so many hours, over all resumes.
@@ -136,6 +136,8 @@ def finetune(
     for number in range(seed, seed + seeds):
         config = finetuning.settings(set or [], seed=number, task=task, changes=changes)
         pairs = [(out, config)]
+        if twin is not None and config.training.steps == 0:
+            raise ConfigError("--compare scratch needs steps: a net from scratch has nothing to solve a head on", got="0 steps")
         if twin is not None:
             pairs.append((twin, config.model_copy(update={"strategy": "scratch"})))
         for folder, one in pairs:

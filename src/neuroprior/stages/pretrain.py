@@ -61,6 +61,8 @@ def pretrain(
     settings = settings.fitted(dimension=dimension, contrasts=tuple(summary["contrasts"]))
     dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed, anatomy=vectors, batch=config.batch)
     config = config.resolved(len(dataset))
+    if not config.steps:
+        raise ConfigError("training.steps=0 pretrains nothing", expected="1 or more")
     torch.manual_seed(seeds.entropy(config.seed, "initialisation") % 2**63)  # the only use of the global generator
     net = models.build_net(settings.net_name, settings.net)
     objective = settings.build_objective(net)

@@ -122,6 +122,8 @@ def settings(
         "training.epochs" in given or any(p.startswith("training.hours=") for p in assignments)
     ):
         training["steps"] = None
+    elif "training.steps" not in given and values.get("strategy") == "closed-form":
+        training["steps"] = 0
     return parse(FineTuneConfig, values)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import torch
 from ..core import artifacts, seeds, shelf
 from ..core.config import read_yaml
 from ..core.errors import ConfigError
+from ..core.representation import Representation
 from ..data.augmentation import Augmentation, steps
 from ..data.cases import Case, CaseDataset, case_weights, centred, class_numbers, collate, crop
 from ..data.loading import make_loader
@@ -29,6 +30,7 @@ from ..engine.training import TrainingConfig, TrainingResult, train
 from ..heads._covariates import encode
 from ..inference import model as models
 from ..inference import windows
+from . import _closed_form as closed_form
 from . import _finetuning as finetuning
 from . import _strategies as strategies
 from ._adapters import adapt, merged
@@ -114,7 +116,9 @@ def fine_tune(
             }]  # fmt: skip
             _tell_overlap(store, given.info, source, split)
     names = finetuning.expand_contrasts(contrasts, store, known)
-    if strategy == "linear-probe" and task != "segmentation":
+    if strategy == "closed-form" and task == "segmentation":
+        raise ConfigError("a segmentation has no closed form", next_step="take --strategy linear-probe, or another task")
+    if strategy in ("linear-probe", "closed-form") and task != "segmentation":
         config = config.model_copy(update={"task": {"head": "pooled", "hidden": 0} | config.task})
     plan = finetuning.plan(store, task, target, names, config, seed=seed, pretraining_patch=patch, split=split)
     if task == "segmentation":
@@ -151,6 +155,10 @@ def fine_tune(
         settle(net, torch.cat([_centre(store, plan, case) for case in _some(plan.train)]))
     if hasattr(head, "statistics") and getattr(head.config, "standardise", True):
         _standardise(head, net, store, plan, config.training)
+    if strategy == "closed-form":
+        _solve(head, net, store, plan, config.training)
+    elif config.training.steps == 0:
+        raise ConfigError("training.steps=0 leaves the head as it was drawn", next_step="give steps, or --strategy closed-form")
     supervised = Supervised(net, head, plan.task)
     training = _resolved(config, strategy, supervised, dataset, out, task)
     config = config.model_copy(update={"training": training, "strategy": strategy})
@@ -259,23 +267,39 @@ def _centre(store: Store, plan: finetuning.Plan, case: Case) -> torch.Tensor:
     ]
 
 
-def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig) -> None:
-    """Give the head the mean and spread of its features over some training cases, seen whole and unaltered."""
-    device = _device(training_config)
-    net.to(device)
-    head.to(device)
-    seen: list[tuple[torch.Tensor, ...]] = []
-    contrasts: list[int] = []
-    training = net.training
-    net.eval()
-    with torch.no_grad():
-        for case in _some(plan.train):
-            representation = net.encode(_centre(store, plan, case).to(device))
-            numbers = [plan.contrasts.index(name) for name in case.contrasts]
-            seen.append(tuple(rows.cpu() for rows in head.statistics(representation, torch.tensor(numbers, device=device))))
-            contrasts += numbers
+@torch.no_grad()
+def _encoded(
+    net: nn.Module, store: Store, plan: finetuning.Plan, cases: Sequence[Case], training_config: TrainingConfig
+) -> Iterator[tuple[Case, Representation, torch.Tensor]]:
+    """Cases, seen whole and unaltered: the representation of the K scans of each, and (K,) contrast numbers. The net ends on the CPU."""
+    device, training = _device(training_config), net.training
+    net.to(device).eval()
+    for case in cases:
+        numbers = torch.tensor([plan.contrasts.index(name) for name in case.contrasts], device=device)
+        yield case, net.encode(_centre(store, plan, case).to(device)), numbers
     net.train(training).to("cpu")
-    head.to("cpu").standardise_by(*(torch.cat(rows) for rows in zip(*seen, strict=True)), torch.tensor(contrasts))
+
+
+def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig) -> None:
+    """Give the head the mean and spread of its features over some training cases."""
+    head.to(_device(training_config))
+    seen: list[tuple[torch.Tensor, ...]] = []
+    contrasts: list[torch.Tensor] = []
+    for _, representation, numbers in _encoded(net, store, plan, _some(plan.train), training_config):
+        seen.append(tuple(rows.cpu() for rows in head.statistics(representation, numbers)))
+        contrasts.append(numbers.cpu())
+    head.to("cpu").standardise_by(*(torch.cat(rows) for rows in zip(*seen, strict=True)), torch.cat(contrasts))
+
+
+def _solve(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig) -> None:
+    """Fit a linear head to the training cases in closed form."""
+    linear = closed_form.check(head).to(_device(training_config))
+    seen = []
+    for case, representation, numbers in _encoded(net, store, plan, plan.train, training_config):
+        each = torch.arange(len(numbers), device=numbers.device)
+        anatomy, scans = linear.vectors(representation, each, len(numbers))
+        seen.append(closed_form.Seen(*(rows.cpu().numpy() for rows in (anatomy, scans, numbers)), float(case.target)))
+    closed_form.fit(linear.to("cpu"), seen, len(getattr(plan.task, "classes", ())))
 
 
 def _device(training: TrainingConfig) -> torch.device:

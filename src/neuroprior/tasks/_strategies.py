@@ -24,6 +24,7 @@ STRATEGIES: dict[str, tuple[dict[str, Any], ...]] = {
     "scratch": ({"rates": {ALL: 1.0}, "warmup": 0.1},),
     "full": ({"rates": {ALL: 1.0}},),
     "warmup-full": ({"rates": {ALL: 1.0}, "warmup": 0.1},),
+    "closed-form": ({"rates": {"head": 1.0, ALL: 0.0}, "warmup": 0.05},),  # the head is solved for first (``_closed_form``)
     "linear-probe": ({"rates": {"head": 1.0, ALL: 0.0}, "warmup": 0.05},),
     "head-then-full": (
         {"share": 0.3, "rates": {"head": 1.0, ALL: 0.0}, "warmup": 0.05},
@@ -36,7 +37,7 @@ STRATEGIES: dict[str, tuple[dict[str, Any], ...]] = {
     "llrd": ({"rates": {"head": 1.0, "decoder": 1.0}, "warmup": 0.1},),  # the encoder's rates follow from its depth
     "lora": ({"rates": {"head": 1.0, "adapters": 1.0, ALL: 0.0}, "warmup": 0.1},),
 }
-"""Word -> phases. ``scratch`` starts from random weights of the same net, all others from the pretrained ones."""
+"""Word -> phases. ``closed-form`` takes no step where none is asked for. ``scratch`` starts from random weights of the same net, all others from the pretrained ones."""
 
 
 def check(word: str) -> str:
