@@ -109,7 +109,7 @@ def test_a_scan_alone_is_answered_as_it_was_fitted() -> None:
         head.anatomy.weight[0].detach().numpy() * np.sqrt(10 / 2), *(w.weight[0].detach().numpy() * np.sqrt(3) for w in head.contrast)
     ])  # fmt: skip
     assert len(weights) == len(features)
-    np.testing.assert_allclose(float(found), features @ weights + float(head.anatomy.bias), atol=1e-4)
+    np.testing.assert_allclose(float(found), features @ weights + head.anatomy.bias.item(), atol=1e-4)
 
 
 def test_noise_gets_the_strongest_penalties_and_says_the_mean() -> None:

@@ -854,6 +854,7 @@ class _quiet_lightning:
         warnings.filterwarnings("ignore", message=".*Trainer.fit` stopped.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # batch norms of a pretrained net
 
     def __exit__(self, *error: object) -> None:
         self.catcher.__exit__(None, None, None)
