@@ -151,6 +151,15 @@ def few_table(out: Path, split: str) -> list[str]:
     return _table(*fewshot.table(out, list(ROWS), seeds, split))
 
 
+def _plans(patch: Sequence[int], share: float) -> str:
+    """How each task is learned, in words."""
+    told = []
+    for name, plan in fewshot.TASKS.items():
+        box = (2 * patch[0],) * 3 if plan.whole else patch
+        told.append(f"{name} {round(plan.steps * share)}, {plan.scratch:g}, {plan.pretrained:g}, {' x '.join(map(str, box))}")
+    return "; ".join(told)
+
+
 def write_report(out: Path, path: Path) -> Path:
     """README.md of the study."""
     facts = artifacts.read_json(out / "study.json")
@@ -168,8 +177,9 @@ def write_report(out: Path, path: Path) -> Path:
         "### ours minus what knows nothing", "", *difference_table(out, facts["split"]), "",
         "### The halves of ours", "", *halves_table(out, facts["split"]), "",
         "## From 16 cases", "",
-        f"{facts['few_steps']} steps of fine-tuning (all weights, batch norm head) on 16 of {scale['few']} subjects of a third family; {facts['split']} subjects scored. "
-        f"`supervised_on_all` is the net from scratch with {scale['full']} labelled subjects and three times the steps.", "", *few_table(out, facts["split"]), "",
+        f"Fine-tuning of all weights on 16 of {scale['few']} subjects of a third family; {facts['split']} subjects scored. Steps (those of every row), learning rate "
+        f"from scratch and pretrained, and box: {_plans(scale['patch'], facts['few_share'])}. `{fewshot.SOLVED}` leaves the net of `ours` as it is and solves a linear head on "
+        f"it (`--strategy closed-form`, seconds). `{fewshot.CEILING}` is the net from scratch with {scale['full']} labelled subjects and three times the steps.", "", *few_table(out, facts["split"]), "",
         "## Cost", "", *cost_table(out), "",
     ]  # fmt: skip
     notes = path.parent / "NOTES.md"

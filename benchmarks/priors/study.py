@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--few-steps", type=int, default=200)
+    parser.add_argument("--few-share", type=float, default=1.0, help="share of the few-shot tasks' steps, for a try")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="larger families, boxes and batches, one run at a time")
     parser.add_argument(
@@ -207,7 +207,7 @@ def main() -> None:
     scale = SCALES["gpu" if given.gpu else "toy"]
     jobs = 1 if given.gpu else given.jobs
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    settings = {**scale, "steps": given.steps, "few_steps": given.few_steps, "few_split": given.split, "threads": threads}
+    settings = {**scale, "steps": given.steps, "few_share": given.few_share, "few_split": given.split, "threads": threads}
     out.mkdir(parents=True, exist_ok=True)
     make_data(out, scale, workers=jobs)
     if "pretrain" in given.parts:  # seed by seed, so that a cut-off study has whole seeds
@@ -215,13 +215,14 @@ def main() -> None:
     if "probe" in given.parts:
         run_all(jobs, [(probe_seed, out, given.rows, seed, given.split, scale["patch"]) for seed in given.seeds])
     if "few" in given.parts:
-        rows = (*(row for row in given.rows if not row.endswith("untrained")), "scratch", fewshot.CEILING)
+        given_rows = tuple(row for row in given.rows if not row.endswith("untrained"))
+        rows = (*given_rows, "scratch", fewshot.SOLVED, fewshot.CEILING)
         run_all(jobs, [(fewshot.run, out, row, seed, settings) for seed in given.seeds for row in rows])
     if "report" in given.parts:
         from report import write_report
 
         artifacts.write_json(
-            out / "study.json", {"scale": scale, "steps": given.steps, "few_steps": given.few_steps, "split": given.split}
+            out / "study.json", {"scale": scale, "steps": given.steps, "few_share": given.few_share, "split": given.split}
         )
         logger.info("written: %s", write_report(out, HERE / "README.md"))
         print(json.dumps({"benchmark": "priors", "out": out.name}))
