@@ -1,6 +1,6 @@
 """One pretraining step of the papers' sizes on this machine, beside a plain transcription of how such code is usually written.
 
-    python benchmarks/step.py [--what fomo25|mae] [--size 64] [--batch 1] [--pairs 5]
+    python benchmarks/step.py [--what fomo25|mae] [--size 64] [--batch 1] [--pairs 5] [--recompute 2]
 
 ``fomo25``: the paper's U-Net and a pair of boxes. The plain step encodes A and B one after the other, then decodes four times.
 ``mae``: ResEnc-L and a masked box; the plain step is nnssl's way: gradients emptied first, forward, squared error of what was hidden, SGD.
@@ -34,6 +34,7 @@ from neuroprior.core.seeds import torch_generator
 from neuroprior.data.records import PairBatch
 from neuroprior.engine.allocator import keep_freed_memory
 from neuroprior.engine.optimisers import OptimizerConfig, build
+from neuroprior.engine.training import set_recompute
 from neuroprior.nets import resenc, unet
 from neuroprior.objectives import cross_contrast, mae
 from neuroprior.objectives._masking import block_mask, noise
@@ -159,11 +160,13 @@ def step(kind: str, what: str, made: Any, batch: PairBatch) -> tuple[float, floa
     return time.perf_counter() - start, time.process_time() - cpu, float(loss.detach())
 
 
-def worker(kind: str, what: str, size: int, n: int, keep: bool, pipe: Any) -> None:
+def worker(kind: str, what: str, size: int, n: int, keep: bool, recompute: int, pipe: Any) -> None:
     """A process that takes a step whenever it is asked to and answers (seconds, processor seconds, loss, peak resident MB)."""
     if keep:
         keep_freed_memory()
     made = make(what)
+    if kind == "ours":
+        set_recompute(made[0], recompute)
     batch = make_batch(size, n)
     while pipe.recv():
         found = step(kind, what, made, batch)
@@ -178,13 +181,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--same-allocator", action="store_true")
+    parser.add_argument("--recompute", type=int, default=0, help="finest levels that ours computes again in backward")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
     for kind in ("ours", "plain"):
         pipes[kind], other = context.Pipe()
         keep = kind == "ours" or options.same_allocator
-        context.Process(target=worker, args=(kind, options.what, options.size, options.batch, keep, other), daemon=True).start()
+        context.Process(
+            target=worker, args=(kind, options.what, options.size, options.batch, keep, options.recompute, other), daemon=True
+        ).start()
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     processor: dict[str, list[float]] = {"ours": [], "plain": []}
     peaks: dict[str, float] = {}
@@ -203,7 +209,7 @@ def main() -> None:
     by_processor = [a / b for a, b in zip(processor["ours"], processor["plain"], strict=True)]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "benchmark": "step", "what": options.what, "commit": commit, "size": options.size, "batch": options.batch, "pairs": options.pairs, "same_allocator": options.same_allocator,
+        "benchmark": "step", "what": options.what, "commit": commit, "size": options.size, "batch": options.batch, "pairs": options.pairs, "recompute": options.recompute, "same_allocator": options.same_allocator,
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "ours_s": statistics.median(seconds["ours"]), "plain_s": statistics.median(seconds["plain"]), "ratio": statistics.median(ratios),
         "ratio_min": min(ratios), "ratio_max": max(ratios), "ours_processor_s": statistics.median(processor["ours"]),

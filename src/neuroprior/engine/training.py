@@ -88,6 +88,9 @@ class TrainingConfig(Config):
     """``auto`` is bf16 on a GPU that has it, else 32."""
     compile: bool = False
     """Try ``torch.compile``; where it fails the run goes on without."""
+    recompute: int = Field(default=0, ge=0)
+    """Finest levels of a convolutional net whose maps are computed again in backward instead of being kept: the same numbers with less
+    memory, in more time."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Which device."""
     devices: int = Field(default=1, ge=1)
@@ -225,6 +228,7 @@ def train(
         else:
             artifacts.write_text(run / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
         artifacts.write_json(run / "environment.json", artifacts.provenance("train"))
+    set_recompute(module, config.recompute)
     state = _load_state(run)
     loop = _Loop(module, config, run, loader, save_model, validate, panels, observe, state, group_of, kept)
     cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
@@ -255,6 +259,19 @@ def train(
         loop.finish_without_steps()
     status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
     return TrainingResult(run, status, loop.step, loop.ended or "steps")
+
+
+def set_recompute(module: nn.Module, levels: int) -> None:
+    """Tell the nets in ``module`` of how many levels to compute maps again.
+
+    Raises:
+        ConfigError: none of them can.
+    """
+    nets: list[Any] = [part for part in module.modules() if hasattr(part, "recompute")]
+    if levels and not nets:
+        raise ConfigError("this net keeps all its maps", expected="training.recompute=0, or a unet or resenc", got=levels)
+    for net in nets:
+        net.recompute = levels
 
 
 def takes_bf16(config: TrainingConfig, cpu: bool) -> bool:
@@ -796,7 +813,9 @@ def _refuse_other(run: Path, recipe: Mapping[str, Any]) -> None:
         )  # fmt: skip
 
 
-UNBINDING = tuple(f"{where}training.{name}" for where in ("", "settings.") for name in ("workers", "log_every", "hours"))
+UNBINDING = tuple(
+    f"{where}training.{name}" for where in ("", "settings.") for name in ("workers", "log_every", "hours", "recompute")
+)
 """Settings that may differ between a run and its resume."""
 
 

@@ -15,6 +15,7 @@ stride are padded; sizes S and M are ours, fewer features or blocks of the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from ..core.convolution import Pointwise, convolve
 from ..core.representation import Representation, both_halves
 from ._fused import SLOPE, norm_act
 from ._grid import cut, padded
+from ._recompute import run
 from ._split import SplitConfig, represent, restored
 
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -140,11 +142,11 @@ class Encoder(nn.Module):
             Stage(features[max(0, n - 1)], features[n], blocks[n], 1 if n == 0 else 2) for n in range(len(features))
         )
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, recompute: int = 0) -> list[Tensor]:
         """The stages' maps, finest first."""
-        x, maps = self.stem(x), []
-        for stage in self.stages:
-            x = stage(x)
+        maps: list[Tensor] = []
+        for level, stage in enumerate(self.stages):
+            x = run(level < recompute, stage if level else lambda x, stage=stage: stage(self.stem(x)), x)
             maps.append(x)
         return maps
 
@@ -174,6 +176,7 @@ class ResEnc(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.recompute = 0
         f = config.features
         self.stage_channels: tuple[int, ...] = f
         self.stage_strides: tuple[int, ...] = tuple(2**level for level in range(len(f)))
@@ -191,7 +194,7 @@ class ResEnc(nn.Module):
     def encode(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, hidden: Tensor | None = None) -> Representation:
         """The representation of (B, 1, x, y, z) scans; ``hidden`` voxels are set to 0."""
         x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
-        return represent(self.config, self.latent, self.encoder(x), noise, masked=hidden is not None)
+        return represent(self.config, self.latent, self.encoder(x, self.recompute), noise, masked=hidden is not None)
 
     def halves(self, stages: Sequence[Tensor]) -> Representation:
         """The representation of an encoder's stages, of whole scans; running statistics stay as they are."""
@@ -208,18 +211,23 @@ class ResEnc(nn.Module):
             maps: takes the decoder's maps, coarsest first, where given (deep supervision).
         """
         x = restored(self.latent, code)
-        for step, (up, stage) in enumerate(zip(self.decoder.transpconvs, self.decoder.stages, strict=True)):
-            x = up(x)
-            if skips:
-                x = stage(torch.cat([x, stages[-2 - step]], 1))
-            elif self.config.skips:
-                block: Any = stage.get_submodule("convs.0")
-                x = block.after(convolve(x, block.conv, block.conv.weight[:, : x.shape[1]]))
-            else:
-                x = stage(x)
+        steps = len(self.decoder.stages)
+        for step in range(steps):
+            level = steps - 1 - step
+            x = run(level < self.recompute, partial(self._up, step), x, *([stages[level]] if skips else ()))
             if maps is not None:
                 maps.append(x)
         return x
+
+    def _up(self, step: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """One level of the decoder."""
+        x, stage = self.decoder.transpconvs[step](x), self.decoder.stages[step]
+        if skip is not None:
+            return stage(torch.cat([x, skip], 1))
+        if self.config.skips:  # the skip channels are left out
+            block: Any = stage.get_submodule("convs.0")
+            return block.after(convolve(x, block.conv, block.conv.weight[:, : x.shape[1]]))
+        return stage(x)
 
     def decode(self, anatomy: Tensor, contrast: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The reconstruction (B, 1, x, y, z) from the two halves, without skips, cut to ``size`` where given."""

@@ -17,6 +17,7 @@ Departures:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -27,6 +28,7 @@ from ..core.convolution import Pointwise, convolve
 from ..core.representation import Representation, both_halves
 from ._fused import norm_act
 from ._grid import cut, padded
+from ._recompute import run
 from ._split import SplitConfig, represent, restored
 
 
@@ -62,6 +64,7 @@ class UNet(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.recompute = 0
         f = config.features
         self.stage_channels: tuple[int, ...] = f
         self.stage_strides: tuple[int, ...] = tuple(2**level for level in range(len(f)))
@@ -98,7 +101,9 @@ class UNet(nn.Module):
         x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
         stages: list[Tensor] = []
         for level, block in enumerate(self.encoder):
-            x = block(functional.max_pool3d(x, 2) if level else x)
+            x = run(
+                level < self.recompute, lambda x, level=level, block=block: block(functional.max_pool3d(x, 2) if level else x), x
+            )
             stages.append(x)
         return represent(self.config, self.latent, stages, noise, masked=hidden is not None)
 
@@ -117,18 +122,22 @@ class UNet(nn.Module):
             maps: takes the decoder's maps, coarsest first, where given (deep supervision).
         """
         x = restored(self.latent, code)
-        for step, (up, block) in enumerate(zip(self.up, self.decoder, strict=True)):
-            x = up(x)
-            if skips:
-                x = block(torch.cat([x, stages[-2 - step]], 1))
-            elif self.config.skips:
-                assert isinstance(block, Block)
-                x = norm_act(convolve(x, block.conv, block.conv.weight[:, : x.shape[1]]), block.norm)
-            else:
-                x = block(x)
+        for step in range(len(self.up)):
+            level = len(self.up) - 1 - step
+            x = run(level < self.recompute, partial(self._up, step), x, *([stages[level]] if skips else ()))
             if maps is not None:
                 maps.append(x)
         return x
+
+    def _up(self, step: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """One level of the decoder."""
+        x, block = self.up[step](x), self.decoder[step]
+        assert isinstance(block, Block)
+        if skip is not None:
+            return block(torch.cat([x, skip], 1))
+        if self.config.skips:  # the skip channels are left out
+            return norm_act(convolve(x, block.conv, block.conv.weight[:, : x.shape[1]]), block.norm)
+        return block(x)
 
     def decode(self, anatomy: Tensor, contrast: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The reconstruction (B, 1, x, y, z) from the two halves, without skips, cut to ``size`` where given."""
