@@ -299,3 +299,12 @@ def test_the_net_of_a_task_keeps_the_statistics_of_its_batch_norm(store: Store, 
     kept = models.load(tmp_path / "second").net.latent["summary"].norm  # type: ignore[union-attr,index]
     assert torch.equal(kept.running_mean, learned.running_mean)
     assert torch.equal(kept.running_var, learned.running_var)
+
+
+def test_maps_computed_again_change_nothing(store: Store, pretrained: Path, tmp_path: Path) -> None:
+    go(store, pretrained, tmp_path / "kept", "segmentation", "lesion")
+    go(store, pretrained, tmp_path / "again", "segmentation", "lesion", "training.recompute=2")
+    one, other = weights(tmp_path / "kept"), weights(tmp_path / "again")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert trace(tmp_path / "kept") == trace(tmp_path / "again")
+    assert go(store, pretrained, tmp_path / "again", "segmentation", "lesion").status == "complete", "not another run"
