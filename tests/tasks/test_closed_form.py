@@ -159,9 +159,14 @@ def test_steps_may_follow(store: Store, pretrained: Path, tmp_path: Path) -> Non
 def test_what_has_no_closed_form(store: Store, pretrained: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a segmentation has no closed form"):
         go(store, pretrained, tmp_path / "a", "segmentation", "lesion")
-    for setting in ("task.hidden=8", "task.loss=ordinal", "task.head=cellwise", "data.covariates=[sex]"):
+    for setting in (
+        "task.hidden=8", "task.loss=ordinal", "task.loss=heteroscedastic", "task.head=cellwise", "data.covariates=[sex]",
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="plain linear head"):
             go(store, pretrained, tmp_path / "b", "regression", "age", setting)
+    for setting in ("task.class_weights=balanced", "task.smoothing=0.1"):
+        with pytest.raises(ConfigError, match="plain linear head"):
+            go(store, pretrained, tmp_path / "b", "classification", "sex", setting)
     config = finetuning.settings(["training.steps=0", "data.patch=16"], seed=0, task="regression")
     with pytest.raises(ConfigError, match="leaves the head as it was drawn"):
         _running.fine_tune(store, str(pretrained), "regression", "age", config=config, out=tmp_path / "c")

@@ -12,12 +12,14 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..core.errors import ConfigError
 from ..heads.pooled import PooledHead
+from ._protocol import Task
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +46,24 @@ class Seen:
     target: float
 
 
-def check(head: object) -> PooledHead:
-    """The head, if it is linear.
+def check(head: object, task: Task) -> PooledHead:
+    """The head, if it is linear and the task asks for nothing that no closed form has.
 
     Raises:
-        ConfigError: it has a hidden layer, covariates or a readout of its own.
+        ConfigError: a hidden layer, covariates, a readout of its own, a predicted variance, weights of classes or smoothed labels.
     """
+    config: Any = getattr(task, "config", None)
     plain = isinstance(head, PooledHead) and not head.config.hidden and not head.config.covariates
-    if not (plain and head.config.readout == "plain" and head.config.standardise):
+    plain = plain and head.config.readout == "plain" and head.config.standardise
+    plain = plain and head.config.outputs == max(1, len(getattr(task, "classes", ())))
+    if not plain or getattr(config, "class_weights", "none") != "none" or getattr(config, "smoothing", 0):
         raise ConfigError(
             "the closed form needs a plain linear head",
-            expected="task.head=pooled, task.hidden=0, task.standardise=true, no covariates, no ordinal loss",
+            expected="task.head=pooled, task.hidden=0, task.standardise=true; no covariates, order, ordinal or heteroscedastic loss, class "
+            "weights or smoothing",
             next_step="leave these settings out, or take --strategy linear-probe",
-        )
-    return head
+        )  # fmt: skip
+    return head  # type: ignore[return-value]  # seen above
 
 
 def fit(head: PooledHead, cases: Sequence[Seen], classes: int) -> float:

@@ -293,7 +293,7 @@ def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning
 
 def _solve(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig) -> None:
     """Fit a linear head to the training cases in closed form."""
-    linear = closed_form.check(head).to(_device(training_config))
+    linear = closed_form.check(head, plan.task).to(_device(training_config))
     seen = []
     for case, representation, numbers in _encoded(net, store, plan, plan.train, training_config):
         each = torch.arange(len(numbers), device=numbers.device)
