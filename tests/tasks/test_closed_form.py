@@ -105,9 +105,8 @@ def test_a_scan_alone_is_answered_as_it_was_fitted() -> None:
     with torch.no_grad():
         found = head.eval()(None, one, torch.zeros(1, dtype=torch.long), contrast[row : row + 1], 1)
     features = closed_form._rows(head, seen[1])[2]
-    weights = np.concatenate([
-        head.anatomy.weight[0].detach().numpy() * np.sqrt(10 / 2), *(w.weight[0].detach().numpy() * np.sqrt(3) for w in head.contrast)
-    ])  # fmt: skip
+    layers: list[Any] = [head.anatomy, *head.contrast]
+    weights = np.concatenate([w.weight[0].detach().numpy() * np.sqrt(n) for w, n in zip(layers, (5, 3, 3), strict=True)])
     assert len(weights) == len(features)
     np.testing.assert_allclose(float(found), features @ weights + head.anatomy.bias.item(), atol=1e-4)
 
