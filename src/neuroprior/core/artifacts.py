@@ -13,12 +13,13 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArtifactError
+from .errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +61,44 @@ def atomic(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(folder: str | Path, wait: float = 10.0) -> Iterator[None]:
+    """Makes a folder and keeps every other process that asks for it out while the block runs. The lock ends with the process, however it ends.
+
+    Args:
+        folder: is made where it is not there.
+        wait: seconds; a process that was just killed may leave children that end a moment later.
+
+    Raises:
+        ConfigError: another process holds it. A file system without locks holds nobody out.
+    """
+    import fcntl
+
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        end = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise ConfigError(
+                        "another process is at work in this folder",
+                        file=place,
+                        next_step="wait for it to end, or choose another --out",
+                    ) from error
+                time.sleep(0.2)
+                continue
+            except OSError:  # no locks here
+                pass
+            break
+        yield
+    finally:
+        os.close(handle)
 
 
 def sweep(folder: str | Path) -> int:

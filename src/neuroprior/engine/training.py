@@ -197,7 +197,7 @@ def train(
         kept: filled with whose weights are saved (``keep``, ``step``, ``metric``, ``score``) before each ``save_model``.
 
     Raises:
-        ConfigError: the folder holds a run of another recipe, or no length is given.
+        ConfigError: the folder holds a run of another recipe or one that another process is at, or no length is given.
         DivergenceError: the loss is not finite or explodes (or features collapse, with ``health.action=stop``) and going back
             to the last good state did not help as often as ``health.max_rollbacks`` allows; that state stays.
     """
@@ -220,45 +220,45 @@ def train(
             return TrainingResult(run, "complete", marker["step"], marker.get("ended", "steps"))
         if first:
             (run / artifacts.MARKER).unlink()
-    if first:
-        run.mkdir(parents=True, exist_ok=True)
-        artifacts.sweep(run)
-        if (run / "recipe.yaml").exists():
-            _refuse_other(run, resolved)
-        else:
-            artifacts.write_text(run / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
-        artifacts.write_json(run / "environment.json", artifacts.provenance("train"))
-    set_recompute(module, config.recompute)
-    state = _load_state(run)
-    loop = _Loop(module, config, run, loader, save_model, validate, panels, observe, state, group_of, kept)
-    cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
-    if cpu:
-        keep_freed_memory()
-    bf16 = takes_bf16(config, cpu)
-    strategy: Any = "auto"
-    if config.devices > 1:
-        from lightning.pytorch.strategies import DDPStrategy
+    with artifacts.held(run) if first else contextlib.nullcontext():
+        if first:
+            artifacts.sweep(run)
+            if (run / "recipe.yaml").exists():
+                _refuse_other(run, resolved)
+            else:
+                artifacts.write_text(run / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
+            artifacts.write_json(run / "environment.json", artifacts.provenance("train"))
+        set_recompute(module, config.recompute)
+        state = _load_state(run)
+        loop = _Loop(module, config, run, loader, save_model, validate, panels, observe, state, group_of, kept)
+        cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+        if cpu:
+            keep_freed_memory()
+        bf16 = takes_bf16(config, cpu)
+        strategy: Any = "auto"
+        if config.devices > 1:
+            from lightning.pytorch.strategies import DDPStrategy
 
-        strategy = DDPStrategy(process_group_backend="gloo" if cpu else "nccl", find_unused_parameters=True)
-    with _quiet_lightning():
-        trainer = lightning.Trainer(
-            accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy, precision="bf16-mixed" if bf16 else "32-true",
-            max_steps=config.steps - loop.start, max_epochs=-1, accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[_Errors()],
-            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
-        )  # fmt: skip
-    if loop.start < config.steps and loop.ended is None:
-        try:
-            with _quiet_lightning(), _kept_signals():
-                trainer.fit(loop)
-        except Exception as error:
-            if loop.too_large is not None:
-                raise loop.too_large from error
-            raise
-    elif first:  # killed after the last state, before the marker; or no steps were asked for
-        loop.finish_without_steps()
-    status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
-    return TrainingResult(run, status, loop.step, loop.ended or "steps")
+            strategy = DDPStrategy(process_group_backend="gloo" if cpu else "nccl", find_unused_parameters=True)
+        with _quiet_lightning():
+            trainer = lightning.Trainer(
+                accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy, precision="bf16-mixed" if bf16 else "32-true",
+                max_steps=config.steps - loop.start, max_epochs=-1, accumulate_grad_batches=config.accumulate,
+                gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[_Errors()],
+                enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
+            )  # fmt: skip
+        if loop.start < config.steps and loop.ended is None:
+            try:
+                with _quiet_lightning(), _kept_signals():
+                    trainer.fit(loop)
+            except Exception as error:
+                if loop.too_large is not None:
+                    raise loop.too_large from error
+                raise
+        elif first:  # killed after the last state, before the marker; or no steps were asked for
+            loop.finish_without_steps()
+        status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
+        return TrainingResult(run, status, loop.step, loop.ended or "steps")
 
 
 def set_recompute(module: nn.Module, levels: int) -> None:
