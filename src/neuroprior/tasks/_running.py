@@ -220,7 +220,7 @@ def _resolved(
         training = training.model_copy(update={"phases": strategies.phases(strategy, supervised.net, config.layer_decay)})
     if "watch" not in config.training.model_fields_set:
         training = training.model_copy(update={"watch": finetuning.WATCH.get(task, "loss")})
-    for phase, n in zip(training.phases, lengths(training.phases, training.steps or 1), strict=True):
+    for phase, n in zip(training.phases, lengths(training.phases, training.steps or 0), strict=True) if training.steps else ():
         logger.info("phase of %d steps, warm-up %s: %s", n, "as scheduled" if phase.warmup is None else round(phase.warmup * n),
                     ", ".join(f"{name} x {rate:.3g}" if rate else f"{name} frozen" for name, rate in phase.rates.items()))  # fmt: skip
     return training
