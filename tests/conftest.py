@@ -74,3 +74,23 @@ def store_path(index_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("store") / "store"
     prepare(index_file, out, spacing="4", workers=1)
     return out
+
+
+@pytest.fixture(scope="session")
+def pretrained(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained U-Net, saved as a pretrained model of that store."""
+    import torch
+
+    from neuroprior.data.store import Store
+    from neuroprior.inference import model as models
+    from neuroprior.nets import unet
+
+    store = Store.open(store_path)
+    torch.manual_seed(3)
+    net = unet.build(unet.Config(features=(4, 8, 8), latent=4))
+    folder = tmp_path_factory.mktemp("pretrained") / "model"
+    models.save(
+        folder, net=net, net_name="unet", net_config=net.config.model_dump(mode="json"), spec=store.spec,
+        contrasts=["T1w", "T2w", "FLAIR"], kind="pretrained", method={"patch": 16}, data=store.data_summary(),
+    )  # fmt: skip
+    return folder

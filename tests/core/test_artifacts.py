@@ -29,6 +29,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         other.kill()
         other.wait()
     with artifacts.held(folder, wait=5):
-        assert list(folder.iterdir()) == [], "it leaves nothing"
+        assert artifacts.sweep(folder) == 0
+        assert [file.name for file in folder.iterdir()] == [artifacts.LOCK]
     with artifacts.held(folder, wait=0):
         pass

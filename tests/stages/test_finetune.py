@@ -20,23 +20,9 @@ from neuroprior.data.store import Store
 from neuroprior.engine import events
 from neuroprior.inference import model as models
 from neuroprior.inference import windows
-from neuroprior.nets import unet
 from neuroprior.stages.finetune import finetune
 
 SMALL = ["training.batch=2", "training.accelerator=cpu", "training.log_every=1", "data.patch=16"]
-
-
-@pytest.fixture(scope="module")
-def pretrained(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = Store.open(store_path)
-    torch.manual_seed(3)
-    net = unet.build(unet.Config(features=(4, 8, 8), latent=4))
-    folder = tmp_path_factory.mktemp("pretrained") / "model"
-    models.save(
-        folder, net=net, net_name="unet", net_config=net.config.model_dump(mode="json"), spec=store.spec,
-        contrasts=["T1w", "T2w", "FLAIR"], kind="pretrained", method={"patch": 16}, data=store.data_summary(),
-    )  # fmt: skip
-    return folder
 
 
 def first_case(run: Path, store_path: Path) -> tuple[models.Model, torch.Tensor]:

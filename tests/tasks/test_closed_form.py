@@ -15,7 +15,6 @@ from neuroprior.core.representation import Representation
 from neuroprior.data.store import Store
 from neuroprior.heads import pooled
 from neuroprior.inference import model as models
-from neuroprior.nets import unet
 from neuroprior.tasks import _closed_form as closed_form
 from neuroprior.tasks import _finetuning as finetuning
 from neuroprior.tasks import _running
@@ -24,18 +23,6 @@ from neuroprior.tasks import _running
 @pytest.fixture(scope="module")
 def store(store_path: Path) -> Store:
     return Store.open(store_path)
-
-
-@pytest.fixture(scope="module")
-def pretrained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    net = unet.build(unet.Config(features=(4, 8, 8), latent=4))
-    folder = tmp_path_factory.mktemp("pretrained") / "model"
-    models.save(
-        folder, net=net, net_name="unet", net_config=net.config.model_dump(mode="json"), spec=store.spec,
-        contrasts=["T1w", "T2w", "FLAIR"], kind="pretrained", method={"patch": 16}, data=store.data_summary(),
-    )  # fmt: skip
-    return folder
 
 
 def go(store: Store, source: Path | str, out: Path, task: str, target: str, *more: str, **kw: Any) -> Any:

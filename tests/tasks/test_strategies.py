@@ -34,18 +34,6 @@ def store(store_path: Path) -> Store:
     return Store.open(store_path)
 
 
-@pytest.fixture(scope="module")
-def pretrained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    net = unet.build(unet.Config(features=(4, 8, 8), latent=4))
-    folder = tmp_path_factory.mktemp("pretrained") / "model"
-    models.save(
-        folder, net=net, net_name="unet", net_config=net.config.model_dump(mode="json"), spec=store.spec,
-        contrasts=["T1w", "T2w", "FLAIR"], kind="pretrained", method={"patch": 16}, data=store.data_summary(),
-    )  # fmt: skip
-    return folder
-
-
 def go(
     store: Store, source: Path | str, out: Path, task: str = "segmentation", target: str = "lesion", *more: str, **kw: Any
 ) -> Any:
@@ -279,7 +267,6 @@ def test_the_net_of_a_task_keeps_the_statistics_of_its_batch_norm(store: Store, 
     more = ("training.steps=3", "training.validate_every=3", "data.contrast_dropout=0")
     go(store, "scratch", tmp_path / "scratch", "segmentation", "lesion", *more, recipe=str(recipe), contrasts="FLAIR")
     learned = models.load(tmp_path / "scratch").net.latent["summary"].norm  # type: ignore[union-attr,index]
-    assert int(learned.num_batches_tracked) == 1, "once, over all training scans"
     torch.manual_seed(seeds.entropy(0, "initialisation") % 2**63)
     fresh = unet.build(unet.Config(features=(4, 8), convolutions=1, split="stages", latent=4, summary=4))
     scans = []

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MARKER = "complete.json"
 """The file whose presence says that a folder is complete; it is written last."""
 
+LOCK = ".lock"
+"""The file that :func:`held` locks."""
+
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -65,7 +68,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held(folder: str | Path, wait: float = 10.0) -> Iterator[None]:
-    """Makes a folder and keeps every other process that asks for it out while the block runs. The lock ends with the process, however it ends.
+    """Makes a folder and keeps every other process that asks for it out while the block runs. The lock ends with the process,
+    however it ends; its file stays.
 
     Args:
         folder: is made where it is not there.
@@ -78,7 +82,8 @@ def held(folder: str | Path, wait: float = 10.0) -> Iterator[None]:
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    handle = os.open(place, os.O_RDONLY)
+    # a file that can be written: a network file system takes no exclusive lock on anything else
+    handle = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         end = time.monotonic() + wait
         while True:

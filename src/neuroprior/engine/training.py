@@ -218,10 +218,9 @@ def train(
         if marker.get("ended") != "hours" or not _has_time(config, marker["wall_seconds"]):
             logger.info("the run is complete already: %s", run)
             return TrainingResult(run, "complete", marker["step"], marker.get("ended", "steps"))
-        if first:
-            (run / artifacts.MARKER).unlink()
     with artifacts.held(run) if first else contextlib.nullcontext():
         if first:
+            (run / artifacts.MARKER).unlink(missing_ok=True)  # there is time for more of it
             artifacts.sweep(run)
             if (run / "recipe.yaml").exists():
                 _refuse_other(run, resolved)

@@ -102,9 +102,9 @@ class Summary(nn.Module):
         """(B, stages, x, y, z) -> (B, width, x, y, z), the same in every cell. A batch of one is normalised as in evaluation."""
         x = functional.adaptive_avg_pool3d(pooled, 2).flatten(1)
         norm = self.norm
-        if not norm.training or x.shape[0] < 2:
+        if norm.training and x.shape[0] < 2:
             x = functional.batch_norm(x, norm.running_mean, norm.running_var, None, None, False, 0.0, norm.eps)
-        elif masked:
+        elif norm.training and masked:
             x = functional.batch_norm(x, None, None, None, None, True, 0.0, norm.eps)
         else:
             x = norm(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -75,29 +75,34 @@ class Supervised(nn.Module):
         return self.losses(_cut(output.float(), batch["target"]), batch["target"])
 
 
-def batch_norms(net: nn.Module) -> list[nn.BatchNorm1d]:
+def batch_norms(net: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
     """Those of a net; its instance norms are none."""
-    return [module for module in net.modules() if isinstance(module, nn.BatchNorm1d)]
+    return [module for module in net.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))]
 
 
 @torch.no_grad()
-def settle(net: nn.Module, images: Tensor) -> None:
-    """Give the batch norms of a net that was not pretrained the statistics of (N, 1, x, y, z) training scans.
+def settle(net: nn.Module, encodings: Iterable[object]) -> None:
+    """Give the batch norms of a net that was not pretrained the mean and variance of what reaches them from training scans.
 
-    Nets without any are left alone, and so is the statistics' momentum.
+    Args:
+        net: in evaluation while it encodes; a net without batch norms is left alone.
+        encodings: makes ``net`` encode the scans, a case at a time, as it is run through.
     """
     norms = batch_norms(net)
-    if not norms or len(images) < 2:
+    if not norms:
         return
-    before = net.training, [norm.momentum for norm in norms]
-    net.train()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over batches, of which there is one
-    net.encode(images)  # type: ignore[operator]  # every net has it
-    net.train(before[0])
-    for norm, momentum in zip(norms, before[1], strict=True):
-        norm.momentum = momentum
+    seen: list[list[Tensor]] = [[] for _ in norms]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(inputs[0].cpu()))
+        for norm, rows in zip(norms, seen, strict=True)
+    ]
+    for _ in encodings:
+        pass
+    for norm, rows, hook in zip(norms, seen, hooks, strict=True):
+        hook.remove()
+        values = torch.cat(rows).transpose(0, 1).flatten(1)  # (C, N)
+        if values.shape[1] > 1:
+            norm.running_mean, norm.running_var = values.mean(1), values.var(1)
 
 
 def _cut(output: Tensor, target: Tensor) -> Tensor:

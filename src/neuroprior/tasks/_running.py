@@ -35,7 +35,7 @@ from . import _finetuning as finetuning
 from . import _strategies as strategies
 from ._adapters import adapt, merged
 from ._calibration import calibrate
-from ._protocol import Supervised, batch_norms, settle, to_device
+from ._protocol import Supervised, settle, to_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,6 +118,8 @@ def fine_tune(
     names = finetuning.expand_contrasts(contrasts, store, known)
     if strategy == "closed-form" and task == "segmentation":
         raise ConfigError("a segmentation has no closed form", next_step="take --strategy linear-probe, or another task")
+    if strategy != "closed-form" and config.training.steps == 0:
+        raise ConfigError("training.steps=0 leaves the head as it was drawn", next_step="give steps, or --strategy closed-form")
     if strategy in ("linear-probe", "closed-form") and task != "segmentation":
         config = config.model_copy(update={"task": {"head": "pooled", "hidden": 0} | config.task})
     plan = finetuning.plan(store, task, target, names, config, seed=seed, pretraining_patch=patch, split=split)
@@ -127,6 +129,8 @@ def fine_tune(
         net_config = net.config.model_dump(mode="json")
     head_name, head_config = plan.task.head(net, plan.contrasts)
     head = models.build_head(head_name, head_config)
+    if strategy == "closed-form":
+        closed_form.check(head, plan.task)
     covariates = tuple(getattr(plan.task, "covariates", ()))
     augmentation = Augmentation(
         steps(config.data.augment, config.data.transforms, config.data.intensity), plan.mirror_axes, plan.class_pairs,
@@ -151,14 +155,12 @@ def fine_tune(
     if dry_run:
         logger.info("dry run: nothing was trained")
         return None
-    if scratch and batch_norms(net):
-        settle(net, torch.cat([_centre(store, plan, case) for case in _some(plan.train)]))
+    if scratch:
+        settle(net, _encoded(net, store, plan, _some(plan.train), config.training))
     if hasattr(head, "statistics") and getattr(head.config, "standardise", True):
         _standardise(head, net, store, plan, config.training)
     if strategy == "closed-form":
         _solve(head, net, store, plan, config.training)
-    elif config.training.steps == 0:
-        raise ConfigError("training.steps=0 leaves the head as it was drawn", next_step="give steps, or --strategy closed-form")
     supervised = Supervised(net, head, plan.task)
     training = _resolved(config, strategy, supervised, dataset, out, task)
     config = config.model_copy(update={"training": training, "strategy": strategy})
@@ -220,9 +222,10 @@ def _resolved(
         training = training.model_copy(update={"phases": strategies.phases(strategy, supervised.net, config.layer_decay)})
     if "watch" not in config.training.model_fields_set:
         training = training.model_copy(update={"watch": finetuning.WATCH.get(task, "loss")})
-    for phase, n in zip(training.phases, lengths(training.phases, training.steps or 0), strict=True) if training.steps else ():
-        logger.info("phase of %d steps, warm-up %s: %s", n, "as scheduled" if phase.warmup is None else round(phase.warmup * n),
-                    ", ".join(f"{name} x {rate:.3g}" if rate else f"{name} frozen" for name, rate in phase.rates.items()))  # fmt: skip
+    for phase, n in zip(training.phases, lengths(training.phases, training.steps or 0), strict=True):
+        if n:
+            logger.info("phase of %d steps, warm-up %s: %s", n, "as scheduled" if phase.warmup is None else round(phase.warmup * n),
+                        ", ".join(f"{name} x {rate:.3g}" if rate else f"{name} frozen" for name, rate in phase.rates.items()))  # fmt: skip
     return training
 
 
@@ -259,14 +262,6 @@ def _some(cases: Sequence[Case], limit: int = 48) -> list[Case]:
     return [cases[n] for n in np.unique(np.linspace(0, len(cases) - 1, min(limit, len(cases))).astype(int))]
 
 
-def _centre(store: Store, plan: finetuning.Plan, case: Case) -> torch.Tensor:
-    """(K, 1, x, y, z) the scans of a case in the middle box, unaltered."""
-    start = centred(case.session.shape, plan.patch)
-    return torch.from_numpy(np.stack([crop(store.read(case.session.key, name), start, plan.patch) for name in case.contrasts]))[
-        :, None
-    ]
-
-
 @torch.no_grad()
 def _encoded(
     net: nn.Module, store: Store, plan: finetuning.Plan, cases: Sequence[Case], training_config: TrainingConfig
@@ -275,8 +270,10 @@ def _encoded(
     device, training = _device(training_config), net.training
     net.to(device).eval()
     for case in cases:
+        start = centred(case.session.shape, plan.patch)
+        images = np.stack([crop(store.read(case.session.key, name), start, plan.patch) for name in case.contrasts])
         numbers = torch.tensor([plan.contrasts.index(name) for name in case.contrasts], device=device)
-        yield case, net.encode(_centre(store, plan, case).to(device)), numbers
+        yield case, net.encode(torch.from_numpy(images)[:, None].to(device)), numbers
     net.train(training).to("cpu")
 
 

@@ -37,7 +37,8 @@ STRATEGIES: dict[str, tuple[dict[str, Any], ...]] = {
     "llrd": ({"rates": {"head": 1.0, "decoder": 1.0}, "warmup": 0.1},),  # the encoder's rates follow from its depth
     "lora": ({"rates": {"head": 1.0, "adapters": 1.0, ALL: 0.0}, "warmup": 0.1},),
 }
-"""Word -> phases. ``closed-form`` takes no step where none is asked for. ``scratch`` starts from random weights of the same net, all others from the pretrained ones."""
+"""Word -> phases. ``scratch`` starts from random weights of the same net, all others from the pretrained ones. ``closed-form`` takes no step
+where none is asked for."""
 
 
 def check(word: str) -> str:
