@@ -1,6 +1,6 @@
 """One pretraining step of the papers' sizes on this machine, beside a plain transcription of how such code is usually written.
 
-    python benchmarks/step.py [--what fomo25|mae] [--size 64] [--batch 1] [--pairs 5] [--recompute 2]
+    python benchmarks/step.py [--what fomo25|mae] [--size 64] [--batch 1] [--pairs 5] [--recompute 2] [--device cuda]
 
 ``fomo25``: the paper's U-Net and a pair of boxes. The plain step encodes A and B one after the other, then decodes four times.
 ``mae``: ResEnc-L and a masked box; the plain step is nnssl's way: gradients emptied first, forward, squared error of what was hidden, SGD.
@@ -10,6 +10,9 @@ Both take the same weights, masks and noise, so their losses must agree; each ha
 ratio is taken pair by pair, of the clock and of processor time. Ours keeps freed memory (``engine/allocator.py``); ``--same-allocator``
 lets the plain step do so too. Peak is of the resident memory of the whole process, imports included. Appends a JSON line to
 benchmarks/results/step.jsonl.
+
+With ``--device cuda`` both take bf16, ours its own layout and norm, and peak is that of the card's memory. There the two share the card,
+one idle while the other steps.
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neuroprior.core.seeds import torch_generator
-from neuroprior.data.records import PairBatch
+from neuroprior.data.records import PairBatch, moved
 from neuroprior.engine.allocator import keep_freed_memory
 from neuroprior.engine.optimisers import OptimizerConfig, build
-from neuroprior.engine.training import set_recompute
+from neuroprior.engine.training import TrainingConfig, set_layout, set_recompute
 from neuroprior.nets import resenc, unet
 from neuroprior.objectives import cross_contrast, mae
 from neuroprior.objectives._masking import block_mask, noise
@@ -59,7 +62,7 @@ def plain_loss(net: unet.UNet, batch: PairBatch, epoch: float, seed: int) -> Ten
     """The published loss, written one scan and one decode at a time."""
 
     def encode(image: Tensor, name: str) -> tuple[Tensor, ...]:
-        hidden = block_mask(batch["sample"], image.shape[2:], 4, 0.6, seed=seed, purpose=f"mask {name}")
+        hidden = block_mask(batch["sample"], image.shape[2:], 4, 0.6, seed=seed, purpose=f"mask {name}").to(image.device)
         x = image * (~hidden).float()
         stages = []
         for level, block in enumerate(net.encoder):
@@ -76,8 +79,8 @@ def plain_loss(net: unet.UNet, batch: PairBatch, epoch: float, seed: int) -> Ten
             latent["contrast_logvar"](pooled),
         )
         shape = am.shape[1:]
-        s = am + torch.exp(0.5 * al) * noise(batch["sample"], shape, seed=seed, purpose=f"noise anatomy {name}")
-        c = cm + torch.exp(0.5 * cl) * noise(batch["sample"], shape, seed=seed, purpose=f"noise contrast {name}")
+        s = am + torch.exp(0.5 * al) * noise(batch["sample"], shape, seed=seed, purpose=f"noise anatomy {name}").to(image.device)
+        c = cm + torch.exp(0.5 * cl) * noise(batch["sample"], shape, seed=seed, purpose=f"noise contrast {name}").to(image.device)
         return s, c, am, al, cm, cl
 
     def decode(s: Tensor, c: Tensor) -> Tensor:
@@ -105,7 +108,7 @@ def plain_loss(net: unet.UNet, batch: PairBatch, epoch: float, seed: int) -> Ten
 def plain_mae(net: resenc.ResEnc, batch: PairBatch, seed: int) -> Tensor:
     """Masked autoencoding with a ResidualEncoderUNet, layer by layer."""
     image = batch["image_a"]
-    hidden = block_mask(batch["sample"], image.shape[2:], 16, 0.75, seed=seed, purpose="mask a")
+    hidden = block_mask(batch["sample"], image.shape[2:], 16, 0.75, seed=seed, purpose="mask a").to(image.device)
     first = net.encoder.stem.convs[0]
     x = plain_block(image * (~hidden).float(), first.conv, first.norm)
     maps = []
@@ -130,26 +133,30 @@ def plain_mae(net: resenc.ResEnc, batch: PairBatch, seed: int) -> Tensor:
     return (error * hidden).sum() / hidden.sum()
 
 
-def make(what: str) -> tuple[nn.Module, torch.optim.Optimizer, float]:
-    """The objective, its optimiser and the largest norm of its gradient."""
+def make(what: str, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer, float]:
+    """The objective on the device, its optimiser and the largest norm of its gradient."""
     torch.manual_seed(0)
     if what == "fomo25":
-        objective: nn.Module = cross_contrast.build(unet.build(unet.Config()), cross_contrast.Config())
+        objective: nn.Module = cross_contrast.build(unet.build(unet.Config()), cross_contrast.Config()).to(device)
         return objective, build(objective, OptimizerConfig()), 1.0
-    objective = mae.build(resenc.build(resenc.Config(split="none")), mae.Config(both=False))
+    objective = mae.build(resenc.build(resenc.Config(split="none")), mae.Config(both=False)).to(device)
     return objective, build(objective, OptimizerConfig(name="sgd", lr=1e-2, weight_decay=3e-5)), 12.0
 
 
 def step(kind: str, what: str, made: Any, batch: PairBatch) -> tuple[float, float, float]:
     """(seconds, processor seconds, loss) of one whole step."""
     objective, optimizer, clip = made
+    device = batch["image_a"].device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     start, cpu = time.perf_counter(), time.process_time()
     if kind == "plain" and what == "mae":
         optimizer.zero_grad(set_to_none=True)
-    if kind == "ours":
-        loss = objective(batch, epoch=5.0, seed=0)["loss"]
-    else:
-        loss = plain_loss(objective.net, batch, 5.0, 0) if what == "fomo25" else plain_mae(objective.net, batch, 0)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        if kind == "ours":
+            loss = objective(batch, epoch=5.0, seed=0)["loss"]
+        else:
+            loss = plain_loss(objective.net, batch, 5.0, 0) if what == "fomo25" else plain_mae(objective.net, batch, 0)
     if kind == "plain" and what == "fomo25":  # Lightning's order
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -157,20 +164,25 @@ def step(kind: str, what: str, made: Any, batch: PairBatch) -> tuple[float, floa
     optimizer.step()
     if kind == "ours":  # as engine/training.py: gradients are not held while the next step goes forward
         optimizer.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start, time.process_time() - cpu, float(loss.detach())
 
 
-def worker(kind: str, what: str, size: int, n: int, keep: bool, recompute: int, pipe: Any) -> None:
+def worker(kind: str, what: str, size: int, n: int, keep: bool, recompute: int, device_name: str, pipe: Any) -> None:
     """A process that takes a step whenever it is asked to and answers (seconds, processor seconds, loss, peak resident MB)."""
-    if keep:
+    device = torch.device(device_name)
+    if keep and device.type == "cpu":
         keep_freed_memory()
-    made = make(what)
+    objective, optimizer, clip = make(what, device)
     if kind == "ours":
-        set_recompute(made[0], recompute)
-    batch = make_batch(size, n)
+        set_recompute(objective, recompute)
+        set_layout(objective, TrainingConfig(), device)
+    batch = moved(make_batch(size, n), device)
     while pipe.recv():
-        found = step(kind, what, made, batch)
-        pipe.send((*found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        found = step(kind, what, (objective, optimizer, clip), batch)
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        pipe.send((*found, torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident))
 
 
 def main() -> None:
@@ -182,6 +194,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--same-allocator", action="store_true")
     parser.add_argument("--recompute", type=int, default=0, help="finest levels that ours computes again in backward")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
@@ -189,7 +202,9 @@ def main() -> None:
         pipes[kind], other = context.Pipe()
         keep = kind == "ours" or options.same_allocator
         context.Process(
-            target=worker, args=(kind, options.what, options.size, options.batch, keep, options.recompute, other), daemon=True
+            target=worker,
+            args=(kind, options.what, options.size, options.batch, keep, options.recompute, options.device, other),
+            daemon=True,
         ).start()
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     processor: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -215,6 +230,7 @@ def main() -> None:
         "ratio_min": min(ratios), "ratio_max": max(ratios), "ours_processor_s": statistics.median(processor["ours"]),
         "plain_processor_s": statistics.median(processor["plain"]), "processor_ratio": statistics.median(by_processor), "ours_peak_mb": peaks["ours"], "plain_peak_mb": peaks["plain"],
         "peak_ratio": peaks["ours"] / peaks["plain"], "losses_agree": True,
+        "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(), "ours_samples_a_second": options.batch / statistics.median(seconds["ours"]),
     }  # fmt: skip
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)

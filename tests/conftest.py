@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TRITON_INTERPRET"] = "1"  # settled when triton is imported, by whatever comes first
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,7 +18,7 @@ from torch import nn
 from . import optimisers
 from .allocator import keep_freed_memory
 from .ledger import Ledger, Meter
-from .training import TrainingConfig, set_recompute, takes_bf16
+from .training import TrainingConfig, set_layout, set_recompute, takes_bf16
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def take(
         keep_freed_memory()
     module = module.to(device).train()
     set_recompute(module, config.recompute)
+    set_layout(module, config, device)
     optimizer = optimisers.build(module, config.optimizer)
     book, meter = Ledger(), Meter(device)
     step_s, wait_s, processor_s = [], [], []

@@ -91,6 +91,8 @@ class TrainingConfig(Config):
     recompute: int = Field(default=0, ge=0)
     """Finest levels of a convolutional net whose maps are computed again in backward instead of being kept: the same numbers with less
     memory, in more time."""
+    layout: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """How maps lie in memory; ``auto`` asks the net, which is for channels-last on a GPU where its norm has a kernel."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Which device."""
     devices: int = Field(default=1, ge=1)
@@ -233,6 +235,7 @@ def train(
         cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
         if cpu:
             keep_freed_memory()
+        set_layout(module, config, torch.device("cpu") if cpu else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
         bf16 = takes_bf16(config, cpu)
         strategy: Any = "auto"
         if config.devices > 1:
@@ -271,6 +274,17 @@ def set_recompute(module: nn.Module, levels: int) -> None:
         raise ConfigError("this net keeps all its maps", expected="training.recompute=0, or a unet or resenc", got=levels)
     for net in nets:
         net.recompute = levels
+
+
+def set_layout(module: nn.Module, config: TrainingConfig, device: torch.device) -> None:
+    """Lay the weights of the nets in ``module`` out as ``training.layout`` says; their maps follow. A compiler chooses for itself."""
+    for net in [part for part in module.modules() if hasattr(part, "fast_layout")]:
+        if config.layout == "auto":
+            wanted = torch.contiguous_format if config.compile else net.fast_layout(device)
+        else:
+            wanted = torch.channels_last_3d if config.layout == "channels_last" else torch.contiguous_format
+        if wanted != torch.contiguous_format:
+            net.to(memory_format=wanted)
 
 
 def takes_bf16(config: TrainingConfig, cpu: bool) -> bool:

@@ -5,18 +5,26 @@ shortcut. LeakyReLU can be undone and so can an affine norm, so backward needs t
 keeps anyway: the convolution's own output is overwritten. Nothing is computed twice but a few products.
 
 Departures: nothing of the function is changed to make it invertible. Where a weight of the norm is near zero against its bias, undoing
-it would lose digits; then, as in low precision, while compiling and on other devices, the plain operations run (:func:`can_undo`).
+it would lose digits; then, as in low precision and while compiling, the plain operations run (:func:`can_undo`).
+
+On a GPU it is kernels of our own that do it (:mod:`._norm_kernel`), once they have been tried there against the plain operations
+(:func:`kernels`); where they fail, the plain operations run, and that is told once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+logger = logging.getLogger(__name__)
 
 SLOPE = 0.01
 """LeakyReLU's slope below zero."""
@@ -26,6 +34,10 @@ CHUNK_BYTES = 4 << 20
 
 SMALLEST = 0.01
 """Least weight of the norm, as a multiple of one plus its bias, that is undone: float32 then keeps about five digits."""
+
+
+GPUS = ("cuda",)
+"""Kinds of devices that the kernels are for."""
 
 
 def norm_act(x: Tensor, norm: nn.InstanceNorm3d, slope: float = SLOPE, shortcut: Tensor | None = None) -> Tensor:
@@ -44,10 +56,18 @@ def norm_act(x: Tensor, norm: nn.InstanceNorm3d, slope: float = SLOPE, shortcut:
     """
     if can_undo(x, norm) and (shortcut is None or (shortcut.dtype == x.dtype and shortcut.is_contiguous())):
         return _NormAct.apply(x, norm.weight, norm.bias, shortcut, norm.eps, slope)  # type: ignore[return-value]
+    y = _by_kernels(x, norm, slope, shortcut)
+    if y is not None:
+        return y
+    return composed(x, norm.weight, norm.bias, shortcut, norm.eps, slope)
+
+
+def composed(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, slope: float) -> Tensor:
+    """What :func:`norm_act` stands for, by torch's own operations."""
     if x[0, 0].numel() > 1:
-        x = norm(x)
+        x = functional.instance_norm(x, weight=weight, bias=bias, eps=eps)
     else:
-        x = x * norm.weight.view(1, -1, 1, 1, 1) + norm.bias.view(1, -1, 1, 1, 1)
+        x = x * weight.view(1, -1, 1, 1, 1) + bias.view(1, -1, 1, 1, 1)
     if shortcut is not None:
         x = x + shortcut
     return x if slope == 1 else functional.leaky_relu_(x, slope)
@@ -63,6 +83,82 @@ def can_undo(x: Tensor, norm: nn.InstanceNorm3d) -> bool:
         return False
     with torch.no_grad():
         return bool((norm.weight.abs() > SMALLEST * (1 + norm.bias.abs())).all())
+
+
+def fast_layout(device: torch.device) -> torch.memory_format:
+    """How a net's maps should lie on ``device``: channels-last on a GPU whose norms do not undo it, else contiguous."""
+    return (
+        torch.channels_last_3d if device.type in GPUS and not _failed and kernels(device) is not None else torch.contiguous_format
+    )
+
+
+@functools.cache
+def kernels(device: torch.device) -> ModuleType | None:
+    """The module of the kernels where they work on ``device``, found out by trying; else None, and a warning says why."""
+    try:
+        from . import _norm_kernel
+
+        _try(_norm_kernel, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever a compiler or a driver raises, the run goes on without)
+        _go_without(error)
+        return None
+    return _norm_kernel
+
+
+_failed: list[str] = []
+"""Why the kernels are not used any more in this process."""
+
+
+def _by_kernels(x: Tensor, norm: nn.InstanceNorm3d, slope: float, shortcut: Tensor | None) -> Tensor | None:
+    """The answer of the kernels, or None where they do not apply."""
+    if x.device.type not in GPUS or x[0, 0].numel() < 2 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    found = None if _failed else kernels(x.device)
+    if found is None or x.dtype not in found.DTYPES or not (x.is_contiguous() or x.is_contiguous(memory_format=found.LAST)):
+        return None
+    try:
+        return found.norm_act(x, norm.weight, norm.bias, shortcut, norm.eps, slope, _go_without)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        _go_without(error)
+        return None
+
+
+def _go_without(error: Exception) -> Callable[..., Tensor]:
+    """What to do instead; says so the first time."""
+    if not _failed:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        logger.warning("the fused norm does not work on this GPU, going on without it: %s: %s", type(error).__name__, reason)
+    _failed.append(type(error).__name__)
+    return composed
+
+
+def _try(module: ModuleType, device: torch.device) -> None:
+    """Values and gradients of the kernels on small maps, against torch's own in float64.
+
+    Raises:
+        ArithmeticError: they are not the same.
+    """
+    draws = torch.Generator().manual_seed(0)
+    for size in ((3, 4, 5), (16, 17, 19)):  # one launch, and several
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+                x, shortcut, grad = torch.randn(3, 2, 32, *size, generator=draws).to(device, dtype).unbind()
+                weight, bias = torch.randn(2, 32, generator=draws).to(device).unbind()
+                answers = []
+                for call, exact in ((module.norm_act, False), (composed, True)):
+                    inputs = [x.contiguous(memory_format=layout), weight, bias, shortcut.contiguous(memory_format=layout)]
+                    inputs = [(t.double() if exact else t).detach().requires_grad_() for t in inputs]
+                    with torch.enable_grad():
+                        y = call(*inputs, 1e-5, SLOPE)
+                    answers.append([y.detach(), *torch.autograd.grad(y, inputs, grad.to(y.dtype))])
+                for ours, theirs in zip(*answers, strict=True):
+                    error = float((ours.double() - theirs).norm() / theirs.norm())
+                    if not error <= tolerance:
+                        raise ArithmeticError(f"off by {error:.1e} on maps of {size} in {dtype}, {layout}")
 
 
 def _chunks(rows: int, row_bytes: int) -> Iterator[slice]:

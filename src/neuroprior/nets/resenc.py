@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..core.convolution import Pointwise, convolve
 from ..core.representation import Representation, both_halves
-from ._fused import SLOPE, norm_act
+from ._fused import SLOPE, fast_layout, norm_act
 from ._grid import cut, padded
 from ._recompute import run
 from ._split import SplitConfig, represent, restored
@@ -185,6 +185,10 @@ class ResEnc(nn.Module):
         self.encoder = Encoder(f, config.blocks)
         self.latent = config.latents(sum(f))
         self.decoder = Decoder(self.anatomy_channels + self.contrast_channels, f, config.skips)
+
+    def fast_layout(self, device: torch.device) -> torch.memory_format:
+        """How maps should lie in memory on ``device``."""
+        return fast_layout(device)
 
     def code_grid(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Cells of both halves for an input of ``size`` voxels."""

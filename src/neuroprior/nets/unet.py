@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from ..core.convolution import Pointwise, convolve
 from ..core.representation import Representation, both_halves
-from ._fused import norm_act
+from ._fused import fast_layout, norm_act
 from ._grid import cut, padded
 from ._recompute import run
 from ._split import SplitConfig, represent, restored
@@ -83,6 +83,10 @@ class UNet(nn.Module):
             self.decoder.append(Block(here * (2 if config.skips else 1), here))
             below = here
         self.out = Pointwise(f[0], 1)
+
+    def fast_layout(self, device: torch.device) -> torch.memory_format:
+        """How maps should lie in memory on ``device``."""
+        return fast_layout(device)
 
     def code_grid(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Cells of both halves for an input of ``size`` voxels."""

@@ -10,7 +10,9 @@ from torch import Tensor
 from ..core import seeds
 
 
-def block_mask(sample: Tensor, size: Sequence[int], block: int, ratio: float, *, seed: int, purpose: str) -> Tensor:
+def block_mask(
+    sample: Tensor, size: Sequence[int], block: int, ratio: float, *, seed: int, purpose: str, device: torch.device | None = None
+) -> Tensor:
     """(B, 1, x, y, z) bool, True where hidden: exactly ``round(ratio * blocks)`` blocks of each sample.
 
     Args:
@@ -19,6 +21,7 @@ def block_mask(sample: Tensor, size: Sequence[int], block: int, ratio: float, *,
         block: edge in voxels.
         ratio: share of blocks hidden.
         seed, purpose: name the draw.
+        device: where the mask is wanted; blocks are drawn on the CPU and become voxels there.
     """
     cells = [-(-int(n) // block) for n in size]
     count = cells[0] * cells[1] * cells[2]
@@ -29,7 +32,7 @@ def block_mask(sample: Tensor, size: Sequence[int], block: int, ratio: float, *,
         flat = torch.zeros(count, dtype=torch.bool)
         flat[order[:hidden]] = True
         masks.append(flat.view(1, *cells))
-    mask = torch.stack(masks)
+    mask = torch.stack(masks).to(device, non_blocking=True)
     for axis in (2, 3, 4):
         mask = mask.repeat_interleave(block, axis)
     return mask[..., : size[0], : size[1], : size[2]]

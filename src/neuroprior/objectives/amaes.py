@@ -57,8 +57,12 @@ class AMAES(nn.Module):
         c, images, changed, masks = self.config, (batch["image_a"], batch["image_b"]), [], []
         for name, image in zip("ab", images, strict=True):
             changed.append(disturbed(image, batch["sample"], c.strength, seed=seed, purpose=f"augmentation {name}"))
-            masks.append(block_mask(batch["sample"], image.shape[2:], c.block, c.ratio, seed=seed, purpose=f"mask {name}"))
-        return torch.cat(images), torch.cat(changed), torch.cat(masks).to(images[0].device, non_blocking=True)
+            masks.append(
+                block_mask(
+                    batch["sample"], image.shape[2:], c.block, c.ratio, seed=seed, purpose=f"mask {name}", device=image.device
+                )
+            )
+        return torch.cat(images), torch.cat(changed), torch.cat(masks)
 
     @torch.no_grad()
     def panels(self, batch: PairBatch, *, seed: int = 0) -> Mapping[str, Tensor]:

@@ -218,10 +218,18 @@ class AnatomySplit(nn.Module):
         """(2B or B, 1, x, y, z) scans, A before B, and which voxels are hidden."""
         images = [batch["image_a"], batch["image_b"]] if self.config.both else [batch["image_a"]]
         masks = [
-            block_mask(batch["sample"], image.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose=f"mask {name}")
+            block_mask(
+                batch["sample"],
+                image.shape[2:],
+                self.config.block,
+                self.config.ratio,
+                seed=seed,
+                purpose=f"mask {name}",
+                device=image.device,
+            )
             for name, image in zip("ab", images, strict=False)
         ]
-        return torch.cat(images), torch.cat(masks).to(images[0].device, non_blocking=True)
+        return torch.cat(images), torch.cat(masks)
 
     def _lesions(self, batch: PairBatch, seed: int) -> Tensor:
         """How well the pathology part tells which cells of scans A hold a made-up lesion. The encoder is asked and not taught."""

@@ -113,10 +113,18 @@ class CrossContrast(nn.Module):
         """(2B, 1, x, y, z) scans, A before B, and which voxels are hidden."""
         a, b = batch["image_a"], batch["image_b"]
         masks = [
-            block_mask(batch["sample"], a.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose=f"mask {name}")
+            block_mask(
+                batch["sample"],
+                a.shape[2:],
+                self.config.block,
+                self.config.ratio,
+                seed=seed,
+                purpose=f"mask {name}",
+                device=a.device,
+            )
             for name in ("a", "b")
         ]
-        return torch.cat([a, b]), torch.cat(masks).to(a.device, non_blocking=True)
+        return torch.cat([a, b]), torch.cat(masks)
 
     def _encode(self, image: Tensor, hidden: Tensor, sample: Tensor, seed: int) -> Representation:
         """A and B, with reparameterised samples while training."""

@@ -48,15 +48,27 @@ class MAE(nn.Module):
 
     def _inputs(self, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         a = batch["image_a"]
-        masks = [block_mask(batch["sample"], a.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose="mask a")]
+        masks = [
+            block_mask(
+                batch["sample"], a.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose="mask a", device=a.device
+            )
+        ]
         images, weights = [a], [torch.ones(a.shape[0])]
         if self.config.both:
             images.append(batch["image_b"])
             masks.append(
-                block_mask(batch["sample"], a.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose="mask b")
+                block_mask(
+                    batch["sample"],
+                    a.shape[2:],
+                    self.config.block,
+                    self.config.ratio,
+                    seed=seed,
+                    purpose="mask b",
+                    device=a.device,
+                )
             )
             weights.append(torch.ones(a.shape[0]))  # an unpaired scan's copy has a mask of its own: a second view
-        hidden = torch.cat(masks).to(a.device, non_blocking=True)
+        hidden = torch.cat(masks)
         return torch.cat(images), hidden, torch.cat(weights).to(a.device, non_blocking=True)
 
     def _reconstruct(self, image: Tensor, hidden: Tensor) -> Tensor:

@@ -76,8 +76,12 @@ class SimCLR(nn.Module):
         c, views, masks = self.config, [], []
         for name, image in zip("ab", (batch["image_a"], batch["image_b"]), strict=True):
             views.append(disturbed(image, batch["sample"], c.strength, seed=seed, purpose=f"augmentation {name}"))
-            masks.append(block_mask(batch["sample"], image.shape[2:], c.block, c.ratio, seed=seed, purpose=f"mask {name}"))
-        return torch.cat(views), torch.cat(masks).to(views[0].device, non_blocking=True)
+            masks.append(
+                block_mask(
+                    batch["sample"], image.shape[2:], c.block, c.ratio, seed=seed, purpose=f"mask {name}", device=image.device
+                )
+            )
+        return torch.cat(views), torch.cat(masks)
 
     @torch.no_grad()
     def panels(self, batch: PairBatch, *, seed: int = 0) -> Mapping[str, Tensor]:
