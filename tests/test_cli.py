@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +60,22 @@ def test_doctor_knows_this_machine(run_cli: Run, tmp_path: Path) -> None:
     found = json.loads(run_cli("doctor", "--json", "--folder", tmp_path).stdout)
     assert {"torch", "cores", "memory", "disk", "write speed"} <= found.keys()
     assert "torchvision" not in found
+
+
+def test_doctor_says_why_a_card_goes_without_the_fused_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from neuroprior.nets import _fused
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="a card", total_memory=24 * 2**30))
+    monkeypatch.setattr(_fused, "_failed", [])
+    monkeypatch.setattr(_fused, "kernels", lambda _: _fused._failed.append("ModuleNotFoundError: No module named 'triton'"))
+    rows = {what: (value, advice) for what, value, advice in neuroprior.doctor(folder=tmp_path).rows}
+    assert rows["norm on gpu 0"] == ("ModuleNotFoundError: No module named 'triton'", "pip install triton")
+    monkeypatch.setattr(_fused, "_failed", [])
+    monkeypatch.setattr(_fused, "kernels", lambda _: _fused)
+    rows = {what: (value, advice) for what, value, advice in neuroprior.doctor(folder=tmp_path).rows}
+    assert rows["norm on gpu 0"] == ("fused, maps channels-last", "")

@@ -1,14 +1,15 @@
 """Bookkeeping at scale: preparing, opening and first batch of a store of many tiny scans.
 
     python benchmarks/data/scale.py [--sessions 300000] [--real] [--folder /dev/shm]
-    python benchmarks/data/scale.py --made [--sessions 100 10000 100000 300000]
+    python benchmarks/data/scale.py --made [--train] [--sessions 100 10000 100000 300000]
 
 An index of SESSIONS rows that all point at one scan of 10^3 voxels. Without ``--real`` a session's own work is left out (a record made once is
 written under each name), so that what is measured is the rest: index, scheduling, processes, files, tables. Prints seconds and peak memory of
 the parent, then, in a fresh process, of opening the store and drawing the first batch, with and without a loader process.
 
 With ``--made`` nothing is built: one session of two scans of 96^3 is prepared and linked under SESSIONS names, with a table of as many rows. Prints how long
-opening, a dataset, and the first batch take in a fresh process, and how many pairs of 64^3 a second are drawn after that.
+opening, a dataset, and the first batch take in a fresh process, and how many pairs of 64^3 a second are drawn after that. With ``--made --train`` it is
+``neuroprior pretrain --recipe tiny`` that is run on it: seconds from the command to its first step, and steps a second after that.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from neuroprior.data import table as table_module
 from neuroprior.data.index import check_scan, write_index
 from neuroprior.data.preparing import PrepareConfig, prepare_session
 from neuroprior.data.sessions import session_file
-from neuroprior.data.store import describe_store
+from neuroprior.data.store import Store, describe_store
 
 
 def peak_mb() -> float:
@@ -163,6 +164,30 @@ def read_made(store: Path) -> None:
     print(f"| {len(opened.sessions)} | " + " | ".join(told) + " |", flush=True)
 
 
+def train_made(store: Path, steps: int = 60) -> None:
+    """Pretrain on a made store, in a process of its own, and say when the first step was taken and how many a second came after it."""
+    run = store.parent / "run"
+    plain = [f"training.{name}" for name in (f"steps={steps}", "log_every=1", "validate_every=null", "panels_every=null")]
+    options = [part for setting in plain for part in ("--set", setting)]
+    command = [sys.executable, "-m", "neuroprior", "pretrain", str(store), "--recipe", "tiny", "--out", str(run), *options]
+    began, first, trace = time.perf_counter(), None, run / "events.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        time.sleep(0.02)
+        if first is None and trace.exists() and '"event": "step"' in trace.read_text():
+            first = time.perf_counter() - began
+    if process.returncode or first is None:
+        raise SystemExit(f"pretrain ended with {process.returncode}: {process.stderr.read() if process.stderr else ''}")
+    ledger = artifacts.read_json(run / "ledger.json")
+    loop = ledger["wall_seconds"] - ledger["validation_seconds"] - ledger["checkpoint_seconds"]
+    count = len(Store.open(store).sessions)
+    print(
+        f"| {count} | first step after {first:.1f} s | {steps / loop:.2f} steps a second | {ledger['cpu_seconds'] / steps:.3f} CPU-s a step | "
+        f"wait for data {ledger['data_wait_seconds'] / loop:.1%} | peak {ledger['peak_memory_mb']:.0f} MB | load {os.getloadavg()[0]:.0f} |",
+        flush=True,
+    )
+
+
 def first_batch(store: Path, workers: int) -> None:
     """Open and draw, and say how long each took."""
     import torch  # the package's own imports are not the store's  # noqa: F401
@@ -190,6 +215,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, nargs="+", default=[30_000, 100_000, 300_000])
     parser.add_argument("--real", action="store_true")
     parser.add_argument("--made", action="store_true")
+    parser.add_argument("--train", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--step", nargs="*")
@@ -198,7 +224,10 @@ def main() -> None:
         for count in given.sessions:
             with tempfile.TemporaryDirectory(dir=given.folder) as name:
                 made_store(Path(name), count)
-                subprocess.run([sys.executable, __file__, "--made", "--step", f"{name}/store"], check=True)
+                if given.train:
+                    train_made(Path(name) / "store")
+                else:
+                    subprocess.run([sys.executable, __file__, "--made", "--step", f"{name}/store"], check=True)
         return
     if given.made:
         read_made(Path(given.step[0]))

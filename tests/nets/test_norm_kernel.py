@@ -208,6 +208,7 @@ def test_kernels_that_answer_wrongly_are_not_used(monkeypatch: pytest.MonkeyPatc
     with caplog.at_level(logging.WARNING):
         assert _fused.kernels.__wrapped__(torch.device("cpu")) is None
     assert "going on without it: ArithmeticError: off by" in caplog.text
+    assert _fused.trouble(torch.device("cpu")).startswith("ArithmeticError: off by")
 
 
 COMPILE = """

@@ -235,7 +235,12 @@ def train(
         cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
         if cpu:
             keep_freed_memory()
-        set_layout(module, config, torch.device("cpu") if cpu else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+        here = (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            if torch.cuda.is_available() and not cpu
+            else torch.device("cpu")
+        )
+        set_layout(module, config, here)
         bf16 = takes_bf16(config, cpu)
         strategy: Any = "auto"
         if config.devices > 1:

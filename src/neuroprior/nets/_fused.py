@@ -129,11 +129,18 @@ def _by_kernels(x: Tensor, norm: nn.InstanceNorm3d, slope: float, shortcut: Tens
 
 def _go_without(error: Exception) -> Callable[..., Tensor]:
     """What to do instead; says so the first time."""
+    reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
     if not _failed:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        logger.warning("the fused norm does not work on this GPU, going on without it: %s: %s", type(error).__name__, reason)
-    _failed.append(type(error).__name__)
+        logger.warning("the fused norm does not work on this GPU, going on without it: %s", reason)
+    _failed.append(reason)
     return composed
+
+
+def trouble(device: torch.device) -> str:
+    """Why the kernels are not used on a GPU; an empty string where they are."""
+    if not _failed:
+        kernels(device)
+    return _failed[0] if _failed else ""
 
 
 def _try(module: ModuleType, device: torch.device) -> None:

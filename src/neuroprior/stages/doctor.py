@@ -47,6 +47,8 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
     import psutil
     import torch
 
+    from ..nets._fused import trouble
+
     rows: list[tuple[str, str, str]] = []
     rows.append(
         ("python", sys.version.split()[0], "" if sys.version_info >= (3, 11) else "neuroprior needs Python 3.11 or newer")
@@ -58,6 +60,11 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
             bf16 = torch.cuda.is_bf16_supported()
             rows.append((f"gpu {number}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, bf16 {'yes' if bf16 else 'no'}",
                          "" if bf16 else "training.precision=32"))  # fmt: skip
+            reason = trouble(torch.device("cuda", number))
+            advice = (
+                "pip install triton" if "triton" in reason else "training goes on with torch's own norm, slower" if reason else ""
+            )
+            rows.append((f"norm on gpu {number}", reason or "fused, maps channels-last", advice))
     else:
         rows.append(("gpu", "none that torch can use", "use the recipe tiny, or a machine with a GPU for real training"))
     cores, why = granted_cores()
