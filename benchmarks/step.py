@@ -36,8 +36,9 @@ from torch.nn import functional
 from neuroprior.core.seeds import torch_generator
 from neuroprior.data.records import PairBatch, moved
 from neuroprior.engine.allocator import keep_freed_memory
+from neuroprior.engine.device import set_layout, set_recompute
 from neuroprior.engine.optimisers import OptimizerConfig, build
-from neuroprior.engine.training import TrainingConfig, set_layout, set_recompute
+from neuroprior.engine.settings import TrainingConfig
 from neuroprior.nets import resenc, unet
 from neuroprior.objectives import cross_contrast, mae
 from neuroprior.objectives._masking import block_mask, noise
@@ -162,7 +163,7 @@ def step(kind: str, what: str, made: Any, batch: PairBatch) -> tuple[float, floa
     loss.backward()
     nn.utils.clip_grad_norm_(objective.parameters(), clip)
     optimizer.step()
-    if kind == "ours":  # as engine/training.py: gradients are not held while the next step goes forward
+    if kind == "ours":  # as engine/loop.py: gradients are not held while the next step goes forward
         optimizer.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from neuroprior.core.errors import DivergenceError
 from neuroprior.engine import events, health
 from neuroprior.engine.health import HealthConfig, Monitor, Observation
-from neuroprior.engine.training import TrainingConfig, TrainingResult, train
+from neuroprior.engine.settings import TrainingConfig
+from neuroprior.engine.training import TrainingResult, train
 
 RNG = np.random.default_rng(0)
 
@@ -340,7 +341,8 @@ DDP = """
 
     import torch
     from test_health import Encoder, Observation, FIXED, batches
-    from neuroprior.engine.training import TrainingConfig, train
+    from neuroprior.engine.settings import TrainingConfig
+    from neuroprior.engine.training import train
 
     def loader(start, rank, world):
         for count, batch in enumerate(batches(start, rank, world), start // (8 * world)):

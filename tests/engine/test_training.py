@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from neuroprior.core.errors import ConfigError, DivergenceError
 from neuroprior.engine import events
+from neuroprior.engine.device import takes_bf16
 from neuroprior.engine.optimisers import OptimizerConfig, build
 from neuroprior.engine.schedules import ScheduleConfig, factor
-from neuroprior.engine.training import TrainingConfig, TrainingResult, takes_bf16, train
+from neuroprior.engine.settings import TrainingConfig
+from neuroprior.engine.training import TrainingResult, train
 
 
 class Toy(nn.Module):

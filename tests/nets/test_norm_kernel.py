@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuroprior.engine.training import TrainingConfig, set_layout
+from neuroprior.engine.device import set_layout
+from neuroprior.engine.settings import TrainingConfig
 from neuroprior.nets import _fused, resenc, unet
 
 if importlib.util.find_spec("triton") is None:

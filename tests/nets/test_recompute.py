@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroprior.core.errors import ConfigError
-from neuroprior.engine.training import set_recompute
+from neuroprior.engine.device import set_recompute
 from neuroprior.nets import resenc, unet, vit
 from neuroprior.objectives import cross_contrast, mae
 

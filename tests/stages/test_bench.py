@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neuroprior.core.errors import ConfigError
 from neuroprior.engine import pace
-from neuroprior.engine.training import TrainingConfig
+from neuroprior.engine.settings import TrainingConfig
 from neuroprior.stages.bench import bench
 
 SMALL = ["net.features=[4,8]", "net.latent=4", "data.patch=16", "training.batch=2"]

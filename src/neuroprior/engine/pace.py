@@ -17,8 +17,9 @@ from torch import nn
 
 from . import optimisers
 from .allocator import keep_freed_memory
+from .device import set_layout, set_recompute, takes_bf16
 from .ledger import Ledger, Meter
-from .training import TrainingConfig, set_layout, set_recompute, takes_bf16
+from .settings import TrainingConfig
 
 
 @dataclass(frozen=True)

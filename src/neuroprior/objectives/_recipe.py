@@ -13,7 +13,7 @@ from ..core import shelf
 from ..core.config import override, parse, read_yaml
 from ..core.errors import ConfigError, suggestion
 from ..data.pairs import PairConfig
-from ..engine.training import TrainingConfig
+from ..engine.settings import TrainingConfig
 
 PARTS = ("net", "objective", "data", "training")
 

@@ -18,7 +18,7 @@ from ..core.config import override, parse
 from ..core.errors import ConfigError, InputError
 from ..data.cases import Case
 from ..data.store import SessionView, Store
-from ..engine.training import TrainingConfig
+from ..engine.settings import TrainingConfig
 from ._covariates import fit as fit_covariates
 from ._protocol import Task
 from ._sides import checked

@@ -26,7 +26,8 @@ from ..data.cases import Case, CaseDataset, case_weights, centred, class_numbers
 from ..data.loading import make_loader
 from ..data.store import Store
 from ..engine.phases import lengths
-from ..engine.training import TrainingConfig, TrainingResult, train
+from ..engine.settings import TrainingConfig
+from ..engine.training import TrainingResult, train
 from ..heads._covariates import encode
 from ..inference import model as models
 from ..inference import windows

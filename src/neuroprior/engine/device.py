@@ -1,0 +1,55 @@
+"""How a module is set up for the device that it is trained on."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError
+from .settings import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def set_recompute(module: nn.Module, levels: int) -> None:
+    """Tell the nets in ``module`` of how many levels to compute maps again.
+
+    Raises:
+        ConfigError: none of them can.
+    """
+    nets: list[Any] = [part for part in module.modules() if hasattr(part, "recompute")]
+    if levels and not nets:
+        raise ConfigError("this net keeps all its maps", expected="training.recompute=0, or a unet or resenc", got=levels)
+    for net in nets:
+        net.recompute = levels
+
+
+def set_layout(module: nn.Module, config: TrainingConfig, device: torch.device) -> None:
+    """Lay the weights of the nets in ``module`` out as ``training.layout`` says; their maps follow. A compiler chooses for itself."""
+    for net in [part for part in module.modules() if hasattr(part, "fast_layout")]:
+        if config.layout == "auto":
+            wanted = torch.contiguous_format if config.compile else net.fast_layout(device)
+        else:
+            wanted = torch.channels_last_3d if config.layout == "channels_last" else torch.contiguous_format
+        if wanted != torch.contiguous_format:
+            net.to(memory_format=wanted)
+
+
+def takes_bf16(config: TrainingConfig, cpu: bool) -> bool:
+    """Whether steps are taken in bfloat16; a GPU that has none is told of, once, where it was asked for."""
+    if cpu or config.precision == "32":
+        return config.precision == "bf16"
+    there = torch.cuda.is_bf16_supported()
+    if config.precision == "bf16" and not there:
+        logger.warning("this GPU has no bfloat16: training in float32 (training.precision=32 says the same)")
+    return there
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; on a CPU torch says so in words alone."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("can't allocate memory", "out of memory"))
