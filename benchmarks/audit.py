@@ -23,8 +23,10 @@ from scipy import ndimage
 from neuroprior.assessments import _nuisance as nuisance
 from neuroprior.assessments import contamination, shortcuts
 from neuroprior.core import nifti, seeds
-from neuroprior.core.geometry import canonical_grid, grid_of, head_mask, resample
+from neuroprior.core.grids import canonical_grid, grid_of
+from neuroprior.core.head import head_mask
 from neuroprior.core.records import Scan
+from neuroprior.core.resampling import resample
 from neuroprior.core.volume import Volume
 from neuroprior.data import fingerprint
 from neuroprior.data.index import read_index

@@ -21,7 +21,7 @@ import torch
 
 from neuroprior.core import shelf
 from neuroprior.core.config import read_yaml
-from neuroprior.core.geometry import ConformSpec
+from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.volume import Volume
 from neuroprior.heads import segmentation
 from neuroprior.inference import model as models

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuroprior.core.geometry import ConformSpec
+from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.volume import Volume
 from neuroprior.heads import segmentation
 from neuroprior.inference import memory, predictor

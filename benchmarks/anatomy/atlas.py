@@ -23,7 +23,8 @@ from scipy.spatial.transform import Rotation
 from neuroprior.anatomy import Candidate, atlas
 from neuroprior.core import nifti
 from neuroprior.core.errors import InputError
-from neuroprior.core.geometry import Grid, grid_of, resample
+from neuroprior.core.grids import Grid, grid_of
+from neuroprior.core.resampling import resample
 from neuroprior.core.volume import Volume
 
 HERE = Path(__file__).resolve().parent

@@ -26,7 +26,9 @@ import torch
 from scipy import ndimage
 
 from neuroprior.core import nifti
-from neuroprior.core.geometry import ConformSpec, Grid, canonical_grid, grid_of, resample
+from neuroprior.core.conforming import ConformSpec
+from neuroprior.core.grids import Grid, canonical_grid, grid_of
+from neuroprior.core.resampling import resample
 from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions
 from neuroprior.data.pairs import PairConfig, PairDataset

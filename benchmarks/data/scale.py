@@ -31,7 +31,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["BLOSC_NTHREADS"] = "1"
 import numpy as np
 
 from neuroprior.core import artifacts, nifti
-from neuroprior.core.geometry import ConformSpec
+from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.records import Scan
 from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions

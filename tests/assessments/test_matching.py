@@ -163,7 +163,7 @@ def test_the_nearest_neighbour_is_scipys() -> None:
     from scipy import ndimage
 
     from neuroprior.assessments._predictions import nearest
-    from neuroprior.core.geometry import grid_of
+    from neuroprior.core.grids import grid_of
     from neuroprior.core.volume import Volume
 
     rng = np.random.default_rng(0)

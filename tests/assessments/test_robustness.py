@@ -17,7 +17,8 @@ from neuroprior.assessments import robustness
 from neuroprior.assessments._corruptions import LEVELS, SEVERITIES, corrupt
 from neuroprior.assessments.accuracy import Context
 from neuroprior.core import nifti, seeds
-from neuroprior.core.geometry import ConformSpec, conform, head_mask
+from neuroprior.core.conforming import ConformSpec, conform
+from neuroprior.core.head import head_mask
 from neuroprior.core.records import Score
 from neuroprior.core.volume import Volume
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from neuroprior.core.geometry import ConformSpec
+from neuroprior.core.conforming import ConformSpec
 from neuroprior.inference import model as models
 
 DATA: dict[str, Any] = {"subjects": 3, "sessions": 3, "scans": 3, "datasets": ["made"], "licences": ["CC0"]}

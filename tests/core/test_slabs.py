@@ -8,7 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from neuroprior.core.geometry import Grid, resample
+from neuroprior.core.grids import Grid
+from neuroprior.core.resampling import resample
 from neuroprior.core.slabs import Slabs
 from neuroprior.core.volume import Volume
 

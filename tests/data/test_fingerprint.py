@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from neuroprior.core import nifti
 from neuroprior.core.errors import ArtifactError
-from neuroprior.core.geometry import canonical_grid, grid_of, resample
+from neuroprior.core.grids import canonical_grid, grid_of
+from neuroprior.core.resampling import resample
 from neuroprior.core.volume import Volume
 from neuroprior.data import fingerprint
 

@@ -17,7 +17,8 @@ import torch
 
 from neuroprior.core import artifacts, nifti
 from neuroprior.core.errors import ArtifactError, InputError, LeakageError
-from neuroprior.core.geometry import canonical_grid, grid_of, resample_label_shares, resample_labels
+from neuroprior.core.grids import canonical_grid, grid_of
+from neuroprior.core.resampling import resample_label_shares, resample_labels
 from neuroprior.core.volume import Volume
 from neuroprior.data import sessions
 from neuroprior.data.index import read_index

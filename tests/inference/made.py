@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from neuroprior.core import nifti, seeds
-from neuroprior.core.geometry import ConformSpec
+from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.volume import Volume
 from neuroprior.heads import pooled, segmentation
 from neuroprior.inference import model as models

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import neuroprior
+from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.errors import ConfigError, InputError
-from neuroprior.core.geometry import ConformSpec
 from neuroprior.inference import model as models
 from neuroprior.nets import unet
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from neuroprior.core.conforming import ConformSpec, to_native
 from neuroprior.core.errors import ConfigError, InputError
-from neuroprior.core.geometry import ConformSpec, to_native
 from neuroprior.core.session import conform_session
 from neuroprior.core.volume import Volume
 from neuroprior.inference import ensemble, ladder, memory, predictor, windows

@@ -126,7 +126,7 @@ def test_further_groups_are_columns_of_the_index(index_file: Path, tmp_path: Pat
 def test_the_card_holds_the_numbers_of_the_table_and_is_written_once(index_file: Path, tmp_path: Path) -> None:
     import re
 
-    from neuroprior.core.geometry import ConformSpec
+    from neuroprior.core.conforming import ConformSpec
     from neuroprior.inference import model as models
 
     net = {"features": [4, 8], "latent": 4}

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from neuroprior.core import artifacts
+from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.errors import ConfigError
-from neuroprior.core.geometry import ConformSpec
 from neuroprior.inference import ensemble
 from neuroprior.stages.predict import predict
 

@@ -34,8 +34,9 @@ from scipy import ndimage
 from ..core import nifti
 from ..core.config import Config as Base
 from ..core.errors import ConfigError, InputError, MissingDependency
-from ..core.geometry import canonical_grid, grid_of, resample
+from ..core.grids import canonical_grid, grid_of
 from ..core.records import Scan
+from ..core.resampling import resample
 from ..core.volume import Volume
 from . import Anatomy, Candidate
 from ._matching import candidate

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..core import seeds
 from ..core.config import Config
+from ..core.conforming import denormalise
 from ..core.errors import ConfigError, InputError, LeakageError
-from ..core.geometry import denormalise, head_mask
+from ..core.head import head_mask
 from ..data.cases import box_slices, crop
 from ..data.store import SessionView, Store
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..core import nifti
 from ..core.errors import InputError, NeuropriorError
-from ..core.geometry import Grid, corner_distance_mm, grid_of
+from ..core.grids import Grid, corner_distance_mm, grid_of
 from ..core.records import BAD, Scan, Score
 from ..core.volume import Volume
 from ..data.cases import mapped_labels

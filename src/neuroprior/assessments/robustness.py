@@ -19,8 +19,9 @@ from pydantic import Field, field_validator
 from ..core import nifti, seeds
 from ..core.config import Config as BaseConfig
 from ..core.errors import ArtifactError, InputError, NeuropriorError, suggestion
-from ..core.geometry import corner_distance_mm, grid_of, resample_labels
+from ..core.grids import corner_distance_mm, grid_of
 from ..core.records import BAD, Scan, Score
+from ..core.resampling import resample_labels
 from ..core.volume import Volume
 from ..data.cases import mapped_labels
 from ..inference.inputs import from_scans

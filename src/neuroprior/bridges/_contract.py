@@ -105,7 +105,8 @@ def answer(folder: Path, task: dict[str, Any], scans: dict[str, Path], output: P
 def _on_grid(mask: Any, of: Path, like: Path) -> Any:
     """A mask on the grid of one scan, brought to that of another (the first scan given is not always one that the model knows)."""
     from ..core import nifti
-    from ..core.geometry import grid_of, resample_labels
+    from ..core.grids import grid_of
+    from ..core.resampling import resample_labels
     from ..core.volume import Volume
 
     wanted = grid_of(nifti.read_scan(like)[0])

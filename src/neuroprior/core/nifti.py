@@ -23,7 +23,7 @@ import numpy as np
 from . import formats
 from .artifacts import atomic
 from .errors import InputError
-from .geometry import Grid, corner_distance_mm
+from .grids import Grid, corner_distance_mm
 from .volume import Volume, orientation, spacing_mm
 
 if TYPE_CHECKING:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .conforming import Conformed, ConformSpec, conform, session_grid
 from .errors import InputError
-from .geometry import Conformed, ConformSpec, Grid, conform, grid_of, overlap, resample_labels, session_grid
+from .grids import Grid, grid_of
+from .relations import overlap
+from .resampling import resample_labels
 from .volume import Volume
 
 PREFERENCE = ("T1w", "T2w", "FLAIR", "MP2RAGE", "T1ce", "PDw")

@@ -2,7 +2,7 @@
 
 A map with many classes at full resolution does not fit into memory; a slab of it does. :class:`Slabs` cuts the target grid into
 slabs along the axis that runs along the source's first axis, in the order in which the source's rows arrive, and says which rows
-each slab needs. The weights are those that :func:`core.geometry.resample` computes for the whole, so the voxels are equal bit for
+each slab needs. The weights are those that :func:`core.resampling.resample` computes for the whole, so the voxels are equal bit for
 bit.
 """
 
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from .geometry import Grid, Slices, _product, _relate, _Separable, _span, _weights
+from .grids import Grid
+from .relations import Separable, Slices, relate
+from .resampling import product, span, weights_along
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Slabs:
     """
 
     def __init__(self, source: Grid, target: Grid, thickness: int) -> None:
-        relation = _relate(source, target)
-        if not isinstance(relation, _Separable):
+        relation = relate(source, target)
+        if not isinstance(relation, Separable):
             raise ValueError("slabs need grids that share their axes; bring the scan to its own canonical grid first")
         self._axes = relation.axes
         self._flips = tuple(slice(None, None, -1) if axis.flip else slice(None) for axis in relation.along)
@@ -56,7 +58,8 @@ class Slabs:
         """The target axis that runs along the source's first axis."""
         counts = [axis.last - axis.first for axis in relation.along]
         whole: list[sparse.csr_array | None] = [
-            None if axis.exact or count == 0 else _weights(axis, 1) for axis, count in zip(relation.along, counts, strict=True)
+            None if axis.exact or count == 0 else weights_along(axis, 1)
+            for axis, count in zip(relation.along, counts, strict=True)
         ]
         self.slabs: tuple[Slab, ...] = ()
         """The slabs in the order in which the source's rows arrive; target voxels out of the source's view are in none."""
@@ -75,7 +78,7 @@ class Slabs:
                     weights.append(None)
                 else:
                     rows = matrix[a:b]
-                    start, stop = _span(rows)
+                    start, stop = span(rows)
                     weights.append(sparse.csr_array(rows[:, start:stop]))
                 if k == self.axis:
                     first, last = (axis.n_source - stop, axis.n_source - start) if axis.flip else (start, stop)
@@ -98,4 +101,4 @@ class Slabs:
             float32 array of the shape of ``slab.where``.
         """
         values = rows.transpose(self._axes)[self._flips][slab.columns]
-        return _product(values, list(slab.weights))
+        return product(values, list(slab.weights))

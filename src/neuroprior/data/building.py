@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..core import artifacts
+from ..core.conforming import ConformSpec
 from ..core.contrasts import UNKNOWN
 from ..core.errors import ArtifactError, InputError, LeakageError
-from ..core.geometry import ConformSpec
 from ..core.records import BAD, Scan
 from ..engine import jobs
 from . import sessions

@@ -27,8 +27,9 @@ from .. import __version__
 from ..core import artifacts, nifti, seeds
 from ..core.contrasts import UNKNOWN
 from ..core.errors import ArtifactError, ConfigError, InputError, LeakageError, NeuropriorError
-from ..core.geometry import grid_of, overlap
+from ..core.grids import grid_of
 from ..core.records import BAD, CHECKS, OK, WARNING, Scan
+from ..core.relations import overlap
 from ..core.volume import Volume
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,13 @@ import numpy as np
 
 from ..core import artifacts, nifti
 from ..core.config import Config
+from ..core.conforming import Conformed, ConformSpec, conform
 from ..core.contrasts import UNKNOWN
 from ..core.errors import ArtifactError, InputError, MissingDependency, NeuropriorError
-from ..core.geometry import Conformed, ConformSpec, Grid, conform, grid_of, overlap, resample_label_shares
+from ..core.grids import Grid, grid_of
 from ..core.records import BAD, Scan
+from ..core.relations import overlap
+from ..core.resampling import resample_label_shares
 from ..core.session import MIN_OVERLAP, PREFERENCE, SessionFrame, covers, frame_of
 from ..core.volume import Volume
 from . import sessions

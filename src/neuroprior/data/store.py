@@ -33,8 +33,9 @@ import numpy as np
 from .. import __version__
 from ..core import artifacts
 from ..core.config import parse
+from ..core.conforming import Conformed, ConformSpec
 from ..core.errors import ArtifactError, InputError, LeakageError
-from ..core.geometry import Conformed, ConformSpec, LabelShares
+from ..core.resampling import LabelShares
 from . import sessions as files
 from .sessions import Box, Frame, Packed, session_file
 from .table import Table

@@ -21,8 +21,11 @@ import torch
 from torch import Tensor
 
 from ..core import nifti
+from ..core.conforming import ConformSpec
 from ..core.errors import ArtifactError, ConfigError, InputError
-from ..core.geometry import ConformSpec, grid_of, head_mask, resample_labels
+from ..core.grids import grid_of
+from ..core.head import head_mask
+from ..core.resampling import resample_labels
 from ..core.session import conform_session
 from ..core.volume import Volume
 from .model import Model

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import artifacts, seeds, shelf
 from ..core.config import parse
+from ..core.conforming import ConformSpec
 from ..core.errors import ArtifactError, ConfigError
-from ..core.geometry import ConformSpec
 from ..core.representation import Fused, Representation, fuse
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.geometry import Conformed
+from ..core.conforming import Conformed
 from ..core.slabs import Slab, Slabs
 from .calibration import temper
 

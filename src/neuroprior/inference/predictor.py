@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from ..core import nifti
+from ..core.conforming import Conformed
 from ..core.errors import ConfigError, InputError
-from ..core.geometry import Conformed, corner_distance_mm, grid_of, overlap
+from ..core.grids import corner_distance_mm, grid_of
+from ..core.relations import overlap
 from ..core.session import conform_session
 from ..core.volume import Volume
 from . import ladder, windows

@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from ..core import artifacts, nifti
 from ..core.errors import InputError
-from ..core.geometry import Grid, canonical_grid, grid_of, resample, resample_labels
+from ..core.grids import Grid, canonical_grid, grid_of
+from ..core.resampling import resample, resample_labels
 from ..core.volume import Volume
 from . import figures
 

@@ -84,8 +84,8 @@ def prepare(
     from rich.progress import Progress
 
     from ..core.config import parse
+    from ..core.conforming import ConformSpec
     from ..core.errors import ConfigError
-    from ..core.geometry import ConformSpec
     from ..data.building import Where, build, estimate
     from ..data.preparing import PrepareConfig, need_n4
 

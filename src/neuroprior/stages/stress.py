@@ -184,7 +184,8 @@ def _pictures(model: Model, item: Judged, config: Any, out: Path) -> list[str]:
     """One picture an artefact: the middle slice of the first case's reference scan, clean and at every severity."""
     from ..assessments import robustness
     from ..core import nifti
-    from ..core.geometry import canonical_grid, grid_of, resample
+    from ..core.grids import canonical_grid, grid_of
+    from ..core.resampling import resample
     from ..core.session import choose_reference
     from ..inference.predictor import usable
     from ..reporting.figures import strip

@@ -15,23 +15,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from neuroprior.core import nifti
-from neuroprior.core.geometry import (
-    Conformed,
-    ConformSpec,
-    Grid,
-    Intensity,
-    canonical_grid,
-    conform,
-    denormalise,
-    grid_of,
-    inside,
-    overlap,
-    resample,
-    resample_label_shares,
-    resample_labels,
-    to_native,
-    to_native_labels,
-)
+from neuroprior.core.conforming import Conformed, ConformSpec, Intensity, conform, denormalise, to_native, to_native_labels
+from neuroprior.core.grids import Grid, canonical_grid, grid_of
+from neuroprior.core.relations import inside, overlap
+from neuroprior.core.resampling import resample, resample_label_shares, resample_labels
 from neuroprior.core.volume import Volume
 
 
