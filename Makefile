@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs bench bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/neuroprior demo --out .demo
@@ -25,6 +25,14 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/step.py --batch 2
 	$(BIN)/python benchmarks/step.py --what mae
+
+# The same on a GPU, and what only a GPU has: under ten minutes.
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/norm.py
+	for batch in 1 4 16; do $(BIN)/python benchmarks/step.py --device cuda --pairs 20 --batch $$batch || exit 1; done
+	$(BIN)/python benchmarks/step.py --device cuda --pairs 10 --size 96 --batch 4
+	$(BIN)/python benchmarks/step.py --device cuda --pairs 10 --what mae --size 160
+	$(BIN)/neuroprior bench --recipe fomo25 --subjects 10068 --set training.batch=16 --set training.workers=8
 
 # torch first and by itself: its CPU build must be chosen before anything else asks for torch.
 $(STAMP): pyproject.toml constraints.txt
