@@ -27,6 +27,8 @@ from neuroprior.data.store import Store
 
 logger = logging.getLogger("study")
 
+SCRATCH = {"scratch": "ours", "scratch_vit": "vit_mae"}
+"""Rows that were not pretrained -> the row whose net they have. Rates from scratch were chosen for the first; the second takes those of pretrained nets."""
 CEILING = "supervised_on_all"
 SOLVED = "ours_closed_form"
 """The net of ``ours`` left as it is and a linear head solved on it (``--strategy closed-form``): seconds, and not for lesions."""
@@ -92,7 +94,7 @@ def run(out: Path, row: str, seed: int, settings: Mapping[str, Any]) -> str:
     torch.set_num_threads(settings["threads"])
     few = out / "few"
     index = out / "data" / "few.parquet"
-    ceiling, scratch = row == CEILING, row in ("scratch", CEILING)
+    ceiling, scratch = row == CEILING, row in (*SCRATCH, CEILING)
     for name, plan in TASKS.items():
         label = f"{name}-{row}-{seed}"
         if (few / f"{label}.json").exists() or (row == SOLVED and name == "lesion"):
@@ -102,11 +104,11 @@ def run(out: Path, row: str, seed: int, settings: Mapping[str, Any]) -> str:
         done = neuroprior.finetune(
             out / "data" / ("full_store" if ceiling else "few_store"),
             "scratch" if scratch else str(out / "runs" / f"{row if row != SOLVED else 'ours'}-{seed}"),
-            plan.task, plan.target, contrasts=plan.contrasts, out=few / label, recipe=str(out / "recipes" / "ours.yaml"), seed=seed,
+            plan.task, plan.target, contrasts=plan.contrasts, out=few / label, recipe=str(out / "recipes" / f"{SCRATCH.get(row, 'ours')}.yaml"), seed=seed,
             strategy="closed-form" if row == SOLVED else None,
             set=[
                 f"training.steps={steps}", f"training.validate_every={max(1, steps)}", f"data.patch=[{x},{y},{z}]",
-                f"training.optimizer.lr={plan.scratch if scratch else plan.pretrained}",
+                f"training.optimizer.lr={plan.scratch if row in ('scratch', CEILING) else plan.pretrained}",
             ],
         )  # fmt: skip
         if done.exit_code:  # interrupted: what it wrote is no result
@@ -205,7 +207,7 @@ def table(
     to the net from scratch of the same seed, better or worse by the same draws of subjects."""
     known = floors(out, split)
     made: dict[str, list[str]] = {}
-    order = [*dict.fromkeys(row for row, _ in known), "scratch", *rows, SOLVED, CEILING]
+    order = [*dict.fromkeys(row for row, _ in known), *SCRATCH, *rows, SOLVED, CEILING]
     for row in order:
         cells: list[str] = []
         for task in TASKS:
@@ -240,11 +242,12 @@ def _value(found: Mapping[int, Answers], task: str, draws: int) -> str:
 def _difference(
     out: Path, found: Mapping[int, Answers], task: str, row: str, seeds: Sequence[int], split: str, draws: int
 ) -> str:
-    if row in ("scratch", CEILING):
+    if row in (*SCRATCH, CEILING):
         return "–"
+    rival = "scratch_vit" if row.startswith("vit") else "scratch"
     values, spread = [], []
     for seed in seeds:
-        mine, scratch = found.get(seed), answers(out, task, "scratch", seed, split)
+        mine, scratch = found.get(seed), answers(out, task, rival, seed, split)
         if mine is None or scratch is None:
             continue
         even = np.ones(len(mine.values))

@@ -179,7 +179,7 @@ def write_report(out: Path, path: Path) -> Path:
         "## From 16 cases", "",
         f"Fine-tuning of all weights on 16 of {scale['few']} subjects of a third family; {facts['split']} subjects scored. Steps (those of every row), learning rate "
         f"from scratch and pretrained, and box: {_plans(scale['patch'], facts['few_share'])}. `{fewshot.SOLVED}` leaves the net of `ours` as it is and solves a linear head on "
-        f"it (`--strategy closed-form`, seconds). `{fewshot.CEILING}` is the net from scratch with {scale['full']} labelled subjects and three times the steps.", "", *few_table(out, facts["split"]), "",
+        f"it (`--strategy closed-form`, seconds). `{fewshot.CEILING}` is the net from scratch with {scale['full']} labelled subjects and three times the steps. `scratch_vit` is the net of `vit_mae`, whose row is compared with it.", "", *few_table(out, facts["split"]), "",
         "## Cost", "", *cost_table(out), "",
     ]  # fmt: skip
     notes = path.parent / "NOTES.md"

@@ -216,7 +216,7 @@ def main() -> None:
         run_all(jobs, [(probe_seed, out, given.rows, seed, given.split, scale["patch"]) for seed in given.seeds])
     if "few" in given.parts:
         given_rows = tuple(row for row in given.rows if not row.endswith("untrained"))
-        rows = (*given_rows, "scratch", fewshot.SOLVED, fewshot.CEILING)
+        rows = (*given_rows, *fewshot.SCRATCH, fewshot.SOLVED, fewshot.CEILING)
         run_all(jobs, [(fewshot.run, out, row, seed, settings) for seed in given.seeds for row in rows])
     if "report" in given.parts:
         from report import write_report
