@@ -24,7 +24,7 @@ from neuroprior.assessments import _nuisance as nuisance
 from neuroprior.assessments import contamination, shortcuts
 from neuroprior.core import nifti, seeds
 from neuroprior.core.grids import canonical_grid, grid_of
-from neuroprior.core.head import head_mask
+from neuroprior.core.headmask import head_mask
 from neuroprior.core.records import Scan
 from neuroprior.core.resampling import resample
 from neuroprior.core.volume import Volume

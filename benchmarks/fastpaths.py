@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import neuroprior
+import record
 from neuroprior.core import artifacts, convolution
 from neuroprior.engine import training
 from neuroprior.nets import _fused
@@ -91,10 +92,7 @@ def main() -> None:
         "spread_of_seeds": statistics.stdev(found["without"]) if len(given.seeds) > 1 else None,
         "first_ten_steps_apart": max(apart),
     }  # fmt: skip
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "fastpaths.jsonl", "a") as file:
-        file.write(json.dumps(result) + "\n")
+    record.keep("fastpaths", result)
     print(json.dumps(result, indent=1))
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import neuroprior
+import record
 from neuroprior.data.loading import make_loader
 from neuroprior.data.pairs import PairDataset, collate_pairs
 from neuroprior.data.records import moved
@@ -101,10 +102,7 @@ def main() -> None:
         "bare_processor_s": [b for _, b in found["bare"]], "loop_processor_s": [b for _, b in found["loop"]],
         "processor_ratio": statistics.median(ratios[1]), "processor_ratios": ratios[1],
     }  # fmt: skip
-    out = Path(__file__).parent / "results"
-    out.mkdir(exist_ok=True)
-    with open(out / "loop.jsonl", "a") as file:
-        file.write(json.dumps(result) + "\n")
+    record.keep("loop", result)
     print(json.dumps(result, indent=1))
 
 

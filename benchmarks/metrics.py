@@ -14,7 +14,6 @@ Coverage: the share of 95 % intervals that hold the true value, for the AUROC, a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -22,11 +21,11 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+import record
 from neuroprior.core.seeds import generator
 from neuroprior.metrics import _inputs, auroc, dice, surface
 from neuroprior.metrics._bootstrap import Method, hierarchical, interval, mean_interval
@@ -154,9 +153,7 @@ def speed(pairs: int, timed: int, processes: int) -> None:
         "cpu_ms_a_pair": {str(workers): round(cpu, 1) for workers, (_, cpu) in rate.items()}, "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1), "python": platform.python_version(), "numpy": np.__version__,
     }  # fmt: skip
-    out = Path(__file__).parent / "results" / "metrics.jsonl"
-    with open(out, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    record.keep("metrics", row)
 
 
 METHODS: tuple[Method, ...] = ("percentile", "expanded", "bca")

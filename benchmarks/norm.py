@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import record
 from neuroprior.nets import _fused
 
 SHAPES = (
@@ -96,15 +96,12 @@ def main() -> None:
     """Measure and print."""
     if not torch.cuda.is_available():
         raise SystemExit("no GPU here; the kernels' values are tested on a CPU by tests/nets/test_norm_kernel.py")
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "norm.jsonl", "a") as file:
-        for dtype in (torch.bfloat16, torch.float32):
-            for shape in SHAPES:
-                for layout in LAYOUTS:
-                    row = measure(shape, layout, dtype)
-                    print(json.dumps(row))
-                    file.write(json.dumps(row) + "\n")
+    for dtype in (torch.bfloat16, torch.float32):
+        for shape in SHAPES:
+            for layout in LAYOUTS:
+                row = measure(shape, layout, dtype)
+                print(json.dumps(row))
+                record.keep("norm", row)
 
 
 if __name__ == "__main__":

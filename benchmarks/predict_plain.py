@@ -27,6 +27,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
+import record
 from neuroprior.engine.allocator import keep_freed_memory
 from neuroprior.inference import windows
 from neuroprior.nets import _fused
@@ -121,10 +122,7 @@ def main() -> None:
             "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
             "processor_ratio": statistics.median(by_cpu), "peak_mb": peak[kind],
         }  # fmt: skip
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "predict.jsonl", "a") as file:
-        file.write(json.dumps(result) + "\n")
+    record.keep("predict", result)
     print(json.dumps(result, indent=1))
 
 

@@ -18,7 +18,6 @@ one idle while the other steps.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -26,13 +25,13 @@ import resource
 import statistics
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import record
 from neuroprior.core.seeds import torch_generator
 from neuroprior.data.records import PairBatch, moved
 from neuroprior.engine.allocator import keep_freed_memory
@@ -233,10 +232,7 @@ def main() -> None:
         "peak_ratio": peaks["ours"] / peaks["plain"], "losses_agree": True,
         "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(), "ours_samples_a_second": options.batch / statistics.median(seconds["ours"]),
     }  # fmt: skip
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "step.jsonl", "a") as file:
-        file.write(json.dumps(result) + "\n")
+    record.keep("step", result)
     for name, value in result.items():
         print(f"{name:>17}  {value:.3f}" if isinstance(value, float) else f"{name:>17}  {value}")
 

@@ -18,7 +18,7 @@ from neuroprior.assessments._corruptions import LEVELS, SEVERITIES, corrupt
 from neuroprior.assessments.accuracy import Context
 from neuroprior.core import nifti, seeds
 from neuroprior.core.conforming import ConformSpec, conform
-from neuroprior.core.head import head_mask
+from neuroprior.core.headmask import head_mask
 from neuroprior.core.records import Score
 from neuroprior.core.volume import Volume
 

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from neuroprior.core.head import head_mask
+from neuroprior.core.headmask import head_mask
 from neuroprior.readers import synthetic
 from neuroprior.readers._heads.anatomy import LESION_LABELS, Anatomy, displacement, see, traits
 from neuroprior.readers._heads.contrasts import ideal

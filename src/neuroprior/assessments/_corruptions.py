@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..core import shelf
-from ..core.head import head_mask
+from ..core.headmask import head_mask
 from ..core.volume import Volume
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -20,7 +20,7 @@ from ..core import seeds
 from ..core.config import Config
 from ..core.conforming import denormalise
 from ..core.errors import ConfigError, InputError, LeakageError
-from ..core.head import head_mask
+from ..core.headmask import head_mask
 from ..data.cases import box_slices, crop
 from ..data.store import SessionView, Store
 

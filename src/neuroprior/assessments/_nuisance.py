@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core import nifti, processes
 from ..core.errors import InputError
-from ..core.head import head_mask
+from ..core.headmask import head_mask
 from ..core.records import Scan
 from ._permutation import basis, standardised
 

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from .config import Config
 from .errors import InputError
 from .grids import Grid, canonical_grid, grid_of
-from .head import Head, find_head
+from .headmask import Head, find_head
 from .relations import Separable, inside, relate
 from .resampling import LabelShares, resample, resample_labels
 from .volume import Volume

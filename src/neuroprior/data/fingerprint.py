@@ -26,7 +26,7 @@ import numpy as np
 from ..core import artifacts, nifti, processes
 from ..core.errors import ArtifactError, InputError
 from ..core.grids import canonical_grid, grid_of
-from ..core.head import head_mask
+from ..core.headmask import head_mask
 from ..core.resampling import resample
 from ..core.volume import Volume
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from ..core.errors import ConfigError
 from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
+
+
+def device_of(config: TrainingConfig) -> torch.device:
+    """Where this process trains: its own GPU of those that there are, or the CPU."""
+    if config.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def set_recompute(module: nn.Module, levels: int) -> None:

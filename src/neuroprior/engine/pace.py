@@ -17,7 +17,7 @@ from torch import nn
 
 from . import optimisers
 from .allocator import keep_freed_memory
-from .device import set_layout, set_recompute, takes_bf16
+from .device import device_of, set_layout, set_recompute, takes_bf16
 from .ledger import Ledger, Meter
 from .settings import TrainingConfig
 
@@ -75,8 +75,8 @@ def take(
     Raises:
         ValueError: fewer batches than three steps need.
     """
-    cuda = config.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+    device = device_of(config)
+    cuda = device.type == "cuda"
     low = takes_bf16(config, not cuda)
     if not cuda:
         keep_freed_memory()

@@ -30,14 +30,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as lightning
-import torch
 import yaml
 from torch import nn
 
 from ..core import artifacts
 from ..core.errors import ConfigError
 from .allocator import keep_freed_memory
-from .device import set_layout, set_recompute, takes_bf16
+from .device import device_of, set_layout, set_recompute, takes_bf16
 from .health import Observation
 from .loop import SIGNALS, Errors, Loop, has_time
 from .resuming import load_state, refuse_other
@@ -136,15 +135,10 @@ def train(
         set_recompute(module, config.recompute)
         state = load_state(run)
         loop = Loop(module, config, run, loader, save_model, validate, panels, observe, state, group_of, kept)
-        cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+        cpu = config.accelerator != "gpu" and device_of(config).type == "cpu"  # without a GPU "gpu" is Lightning's to refuse
         if cpu:
             keep_freed_memory()
-        here = (
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            if torch.cuda.is_available() and not cpu
-            else torch.device("cpu")
-        )
-        set_layout(module, config, here)
+        set_layout(module, config, device_of(config))
         bf16 = takes_bf16(config, cpu)
         strategy: Any = "auto"
         if config.devices > 1:

@@ -24,7 +24,7 @@ from ..core import nifti
 from ..core.conforming import ConformSpec
 from ..core.errors import ArtifactError, ConfigError, InputError
 from ..core.grids import grid_of
-from ..core.head import head_mask
+from ..core.headmask import head_mask
 from ..core.resampling import resample_labels
 from ..core.session import conform_session
 from ..core.volume import Volume

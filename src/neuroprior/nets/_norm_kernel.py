@@ -319,7 +319,7 @@ class NormAct(torch.autograd.Function):
                 means, squares, mean, spread, len(mean), cut.voxels, cut.share, cut.shares, eps, width=64
             )  # fmt: skip
             _forward_apply[cut.grid](*maps, *sizes, slope, **how)
-        ctx.save_for_backward(x, weight, bias, shortcut, mean, spread, *([y] if slope != 1 else []))
+        ctx.save_for_backward(x, weight, mean, spread, *([y] if slope != 1 else []))
         ctx.eps, ctx.slope, ctx.added, ctx.instead = eps, slope, shortcut is not None, instead
         return y
 
@@ -334,17 +334,20 @@ class NormAct(torch.autograd.Function):
             if ctx.instead is None:
                 raise
             plain = ctx.instead(error)
-        tensors = [t.detach().requires_grad_() for t in ctx.saved_tensors[:4] if t is not None]
-        shortcut = tensors[3] if ctx.added else None
+        x, weight, _, _, *answer = ctx.saved_tensors
+        if (
+            answer
+        ):  # before the activation; the shortcut then has the same gradient, and the norm's own does not depend on its bias
+            grad = torch.where(answer[0] > 0, grad, grad * ctx.slope)
+        tensors = [t.detach().requires_grad_() for t in (x, weight, torch.zeros_like(weight))]
         with torch.enable_grad():
-            y = plain(tensors[0].clone(), tensors[1], tensors[2], shortcut, ctx.eps, ctx.slope)
-        found = torch.autograd.grad(y, tensors, grad.to(y.dtype))
-        return *found, *([] if ctx.added else [None]), None, None, None
+            y = plain(tensors[0].clone(), tensors[1], tensors[2], None, ctx.eps, 1.0)
+        return *torch.autograd.grad(y, tensors, grad.to(y.dtype)), grad if ctx.added else None, None, None, None
 
     @staticmethod
     def by_kernels(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of all arguments of ``forward``."""
-        x, weight, _, _, mean, spread, *answer = ctx.saved_tensors
+        x, weight, mean, spread, *answer = ctx.saved_tensors
         cut = plan(x)
         grad = grad.to(x.dtype).contiguous(memory_format=LAST if cut.last else torch.contiguous_format)
         active = bool(answer)

@@ -186,9 +186,7 @@ class ResEnc(nn.Module):
         self.latent = config.latents(sum(f))
         self.decoder = Decoder(self.anatomy_channels + self.contrast_channels, f, config.skips)
 
-    def fast_layout(self, device: torch.device) -> torch.memory_format:
-        """How maps should lie in memory on ``device``."""
-        return fast_layout(device)
+    fast_layout = staticmethod(fast_layout)
 
     def code_grid(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Cells of both halves for an input of ``size`` voxels."""

@@ -84,9 +84,7 @@ class UNet(nn.Module):
             below = here
         self.out = Pointwise(f[0], 1)
 
-    def fast_layout(self, device: torch.device) -> torch.memory_format:
-        """How maps should lie in memory on ``device``."""
-        return fast_layout(device)
+    fast_layout = staticmethod(fast_layout)
 
     def code_grid(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Cells of both halves for an input of ``size`` voxels."""

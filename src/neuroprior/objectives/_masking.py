@@ -38,6 +38,22 @@ def block_mask(
     return mask[..., : size[0], : size[1], : size[2]]
 
 
+def masks(images: Sequence[Tensor], sample: Tensor, block: int, ratio: float, *, seed: int) -> Tensor:
+    """Which voxels of scans A, B ... of a pair are hidden, each scan with a mask of its own.
+
+    Args:
+        images: (B, 1, x, y, z) each, on one device.
+        sample, block, ratio, seed: of :func:`block_mask`; the draws are called ``mask a``, ``mask b``.
+
+    Returns:
+        (len(images) * B, 1, x, y, z) bool, A before B, where the images are.
+    """
+    return torch.cat([
+        block_mask(sample, image.shape[2:], block, ratio, seed=seed, purpose=f"mask {name}", device=image.device)
+        for name, image in zip("ab", images, strict=False)
+    ])  # fmt: skip
+
+
 def noise(sample: Tensor, shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:
     """(B, *shape) float32 standard normal, each sample its own draw."""
     return torch.stack([

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core.config import Config as BaseConfig
 from ..data.records import PairBatch
 from ._intensity import disturbed
-from ._masking import block_mask
+from ._masking import masks
 
 
 class Config(BaseConfig):
@@ -54,15 +54,10 @@ class AMAES(nn.Module):
 
     def _inputs(self, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """(2B, 1, x, y, z) scans A before B, the same augmented, and what is hidden."""
-        c, images, changed, masks = self.config, (batch["image_a"], batch["image_b"]), [], []
+        c, images, changed = self.config, (batch["image_a"], batch["image_b"]), []
         for name, image in zip("ab", images, strict=True):
             changed.append(disturbed(image, batch["sample"], c.strength, seed=seed, purpose=f"augmentation {name}"))
-            masks.append(
-                block_mask(
-                    batch["sample"], image.shape[2:], c.block, c.ratio, seed=seed, purpose=f"mask {name}", device=image.device
-                )
-            )
-        return torch.cat(images), torch.cat(changed), torch.cat(masks)
+        return torch.cat(images), torch.cat(changed), masks(images, batch["sample"], c.block, c.ratio, seed=seed)
 
     @torch.no_grad()
     def panels(self, batch: PairBatch, *, seed: int = 0) -> Mapping[str, Tensor]:

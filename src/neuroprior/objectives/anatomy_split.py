@@ -39,7 +39,7 @@ from ..data.records import PairBatch
 from ._adversary import Adversary
 from ._agreement import Agreement, agreement
 from ._lesions import LesionHead, lesion_error, with_lesions
-from ._masking import block_mask
+from ._masking import masks
 from ._moments import contrast_gap
 from ._pooling import pooled
 from ._refine import fit_refinement
@@ -217,19 +217,7 @@ class AnatomySplit(nn.Module):
     def _inputs(self, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor]:
         """(2B or B, 1, x, y, z) scans, A before B, and which voxels are hidden."""
         images = [batch["image_a"], batch["image_b"]] if self.config.both else [batch["image_a"]]
-        masks = [
-            block_mask(
-                batch["sample"],
-                image.shape[2:],
-                self.config.block,
-                self.config.ratio,
-                seed=seed,
-                purpose=f"mask {name}",
-                device=image.device,
-            )
-            for name, image in zip("ab", images, strict=False)
-        ]
-        return torch.cat(images), torch.cat(masks)
+        return torch.cat(images), masks(images, batch["sample"], self.config.block, self.config.ratio, seed=seed)
 
     def _lesions(self, batch: PairBatch, seed: int) -> Tensor:
         """How well the pathology part tells which cells of scans A hold a made-up lesion. The encoder is asked and not taught."""

@@ -28,7 +28,7 @@ from ..core.config import Config as BaseConfig
 from ..core.representation import Representation, of_batches, select
 from ..data.records import PairBatch
 from ._agreement import Agreement, agreement, flat_cosine
-from ._masking import block_mask, noise
+from ._masking import masks, noise
 from ._piecewise import pieces, weighted_sum
 
 
@@ -111,20 +111,8 @@ class CrossContrast(nn.Module):
 
     def _inputs(self, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor]:
         """(2B, 1, x, y, z) scans, A before B, and which voxels are hidden."""
-        a, b = batch["image_a"], batch["image_b"]
-        masks = [
-            block_mask(
-                batch["sample"],
-                a.shape[2:],
-                self.config.block,
-                self.config.ratio,
-                seed=seed,
-                purpose=f"mask {name}",
-                device=a.device,
-            )
-            for name in ("a", "b")
-        ]
-        return torch.cat([a, b]), torch.cat(masks)
+        images = [batch["image_a"], batch["image_b"]]
+        return torch.cat(images), masks(images, batch["sample"], self.config.block, self.config.ratio, seed=seed)
 
     def _encode(self, image: Tensor, hidden: Tensor, sample: Tensor, seed: int) -> Representation:
         """A and B, with reparameterised samples while training."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config as BaseConfig
 from ..data.records import PairBatch
-from ._masking import block_mask
+from ._masking import masks
 
 
 class Config(BaseConfig):
@@ -47,29 +47,10 @@ class MAE(nn.Module):
         return {"loss": (error * weight).sum() / weight.sum()}
 
     def _inputs(self, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        a = batch["image_a"]
-        masks = [
-            block_mask(
-                batch["sample"], a.shape[2:], self.config.block, self.config.ratio, seed=seed, purpose="mask a", device=a.device
-            )
-        ]
-        images, weights = [a], [torch.ones(a.shape[0])]
-        if self.config.both:
-            images.append(batch["image_b"])
-            masks.append(
-                block_mask(
-                    batch["sample"],
-                    a.shape[2:],
-                    self.config.block,
-                    self.config.ratio,
-                    seed=seed,
-                    purpose="mask b",
-                    device=a.device,
-                )
-            )
-            weights.append(torch.ones(a.shape[0]))  # an unpaired scan's copy has a mask of its own: a second view
-        hidden = torch.cat(masks)
-        return torch.cat(images), hidden, torch.cat(weights).to(a.device, non_blocking=True)
+        # an unpaired scan's copy has a mask of its own: a second view
+        images = [batch["image_a"], batch["image_b"]] if self.config.both else [batch["image_a"]]
+        hidden = masks(images, batch["sample"], self.config.block, self.config.ratio, seed=seed)
+        return torch.cat(images), hidden, torch.ones(len(hidden), device=hidden.device)
 
     def _reconstruct(self, image: Tensor, hidden: Tensor) -> Tensor:
         return self.net.reconstruct(self.net.encode(image, hidden=hidden), image.shape[2:])

@@ -22,7 +22,7 @@ from ..core.representation import both_halves
 from ..data.records import PairBatch
 from ._agreement import dense_infonce
 from ._intensity import disturbed
-from ._masking import block_mask
+from ._masking import masks
 from ._pooling import pooled
 
 
@@ -73,15 +73,10 @@ class SimCLR(nn.Module):
 
     def _inputs(self, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor]:
         """(2B, 1, x, y, z) augmented views, A before B, and what is hidden."""
-        c, views, masks = self.config, [], []
+        c, views = self.config, []
         for name, image in zip("ab", (batch["image_a"], batch["image_b"]), strict=True):
             views.append(disturbed(image, batch["sample"], c.strength, seed=seed, purpose=f"augmentation {name}"))
-            masks.append(
-                block_mask(
-                    batch["sample"], image.shape[2:], c.block, c.ratio, seed=seed, purpose=f"mask {name}", device=image.device
-                )
-            )
-        return torch.cat(views), torch.cat(masks)
+        return torch.cat(views), masks(views, batch["sample"], c.block, c.ratio, seed=seed)
 
     @torch.no_grad()
     def panels(self, batch: PairBatch, *, seed: int = 0) -> Mapping[str, Tensor]:

@@ -61,9 +61,9 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
             rows.append((f"gpu {number}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, bf16 {'yes' if bf16 else 'no'}",
                          "" if bf16 else "training.precision=32"))  # fmt: skip
             reason = trouble(torch.device("cuda", number))
-            advice = (
-                "pip install triton" if "triton" in reason else "training goes on with torch's own norm, slower" if reason else ""
-            )
+            advice = "training goes on with torch's own norm, slower" if reason else ""
+            if "No module named 'triton'" in reason:
+                advice = "pip install triton"
             rows.append((f"norm on gpu {number}", reason or "fused, maps channels-last", advice))
     else:
         rows.append(("gpu", "none that torch can use", "use the recipe tiny, or a machine with a GPU for real training"))

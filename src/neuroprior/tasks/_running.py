@@ -25,6 +25,7 @@ from ..data.augmentation import Augmentation, steps
 from ..data.cases import Case, CaseDataset, case_weights, centred, class_numbers, collate, crop
 from ..data.loading import make_loader
 from ..data.store import Store
+from ..engine.device import device_of
 from ..engine.phases import lengths
 from ..engine.settings import TrainingConfig
 from ..engine.training import TrainingResult, train
@@ -236,7 +237,7 @@ def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, traini
         before = read_yaml(out / "recipe.yaml").get("training", {})
         if before.get("steps"):
             return int(before["steps"])
-    device = _device(training)
+    device = device_of(training)
     probe = copy.deepcopy(supervised).to(device).train()
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-8)
     seconds = []
@@ -268,7 +269,7 @@ def _encoded(
     net: nn.Module, store: Store, plan: finetuning.Plan, cases: Sequence[Case], training_config: TrainingConfig
 ) -> Iterator[tuple[Case, Representation, torch.Tensor]]:
     """Cases, seen whole and unaltered: the representation of the K scans of each, and (K,) contrast numbers. The net ends on the CPU."""
-    device, training = _device(training_config), net.training
+    device, training = device_of(training_config), net.training
     net.to(device).eval()
     for case in cases:
         start = centred(case.session.shape, plan.patch)
@@ -280,7 +281,7 @@ def _encoded(
 
 def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig) -> None:
     """Give the head the mean and spread of its features over some training cases."""
-    head.to(_device(training_config))
+    head.to(device_of(training_config))
     seen: list[tuple[torch.Tensor, ...]] = []
     contrasts: list[torch.Tensor] = []
     for _, representation, numbers in _encoded(net, store, plan, _some(plan.train), training_config):
@@ -291,18 +292,13 @@ def _standardise(head: nn.Module, net: nn.Module, store: Store, plan: finetuning
 
 def _solve(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan, training_config: TrainingConfig) -> None:
     """Fit a linear head to the training cases in closed form."""
-    linear = closed_form.check(head, plan.task).to(_device(training_config))
+    linear = closed_form.check(head, plan.task).to(device_of(training_config))
     seen = []
     for case, representation, numbers in _encoded(net, store, plan, plan.train, training_config):
         each = torch.arange(len(numbers), device=numbers.device)
         anatomy, scans = linear.vectors(representation, each, len(numbers))
         seen.append(closed_form.Seen(*(rows.cpu().numpy() for rows in (anatomy, scans, numbers)), float(case.target)))
     closed_form.fit(linear.to("cpu"), seen, len(getattr(plan.task, "classes", ())))
-
-
-def _device(training: TrainingConfig) -> torch.device:
-    """Where a run's passes outside of the loop are made."""
-    return torch.device("cpu" if training.accelerator == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
 def _recipe(name: str) -> dict[str, Any]:
