@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from neuroprior.core import memory
 from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.volume import Volume
 from neuroprior.heads import segmentation
-from neuroprior.inference import memory, predictor
 from neuroprior.inference import model as models
+from neuroprior.inference import predictor
 from neuroprior.inference.presets import PredictConfig
 from neuroprior.nets import unet
 

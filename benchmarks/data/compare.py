@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from scipy import ndimage
 from neuroprior.core import nifti
 from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.grids import Grid, canonical_grid, grid_of
+from neuroprior.core.memory import peak_mb
 from neuroprior.core.resampling import resample
 from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions
@@ -58,7 +58,7 @@ def one_way(way: str, paths: list[Path], folder: Path) -> None:
         for number, path in enumerate(paths):
             getattr(peers, f"{way}_prepare")(path, folder / way / str(number))
     cpu = (time.process_time() - began) / len(paths)
-    print(cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(cpu, peak_mb())
 
 
 def interpolation(path: Path) -> dict[str, float]:
@@ -149,22 +149,28 @@ def in_plane(path: Path, spacing: float, slices: int = 6) -> dict[str, dict[str,
     }  # fmt: skip
 
 
-def timed(ways: dict[str, Any], files: list[Path], repeats: int) -> dict[str, np.ndarray]:
-    """(3,) median milliseconds of a read by each way: warm, cold, and processor time warm. The ways take turns, so that all see the same load."""
+def timed(ways: dict[str, Any], files: list[Path], repeats: int, run: int = 1) -> dict[str, np.ndarray]:
+    """(3,) median milliseconds of a read by each way: warm, cold, and processor time warm.
+
+    The ways take turns, so that all see the same load, each with ``run`` reads at a time: a loader reads one after another, and what the reads of one way
+    leave in the processor's caches should not be charged to another. Cold reads take turns singly.
+    """
     found: dict[str, list[list[float]]] = {name: [[], [], []] for name in ways}
     for dropped in (False, True):
-        for number in range(-2, repeats):
+        length = 1 if dropped else run
+        for begin in range(-length, repeats, length):
             for name, function in ways.items():
-                draw = np.random.default_rng(abs(number))
-                if dropped:
-                    for file in files:
-                        cold(file)
-                began, cpu = time.perf_counter(), time.process_time()
-                function(abs(number), draw)
-                if number >= 0:
-                    found[name][int(dropped)].append(time.perf_counter() - began)
-                    if not dropped:
-                        found[name][2].append(time.process_time() - cpu)
+                for number in range(begin, begin + length):
+                    draw = np.random.default_rng(abs(number))
+                    if dropped:
+                        for file in files:
+                            cold(file)
+                    began, cpu = time.perf_counter(), time.process_time()
+                    function(abs(number), draw)
+                    if number >= 0:
+                        found[name][int(dropped)].append(time.perf_counter() - began)
+                        if not dropped:
+                            found[name][2].append(time.process_time() - cpu)
     return {name: np.array([1e3 * float(np.median(times)) for times in rows]) for name, rows in found.items()}
 
 
@@ -266,10 +272,15 @@ def main() -> None:
             sessions._FOUND.clear()  # as in a store of so many scans that none is met twice
             return pair(number, draw)
 
-        found = timed({"fomo": fomo, "ours": pair, "ours, each file opened anew": opened_anew}, arrays + own, given.repeats)
-        print("\n| a pair of 64^3, ms: warm / cold / processor, warm | | times faster |\n|---|--:|--:|")
-        for name, row in found.items():  # ours mirrors, and draws again for the head
-            print(f"| {name} | {' / '.join(f'{v:.2f}' for v in row)} | {' / '.join(f'{v:.1f}' for v in found['fomo'] / row)} |")
+        for run in (1, 16):
+            found = timed(
+                {"fomo": fomo, "ours": pair, "ours, each file opened anew": opened_anew}, arrays + own, 2 * given.repeats, run
+            )
+            print(f"\n| a pair of 64^3, {run} at a time, ms: warm / cold / processor, warm | | times faster |\n|---|--:|--:|")
+            for name, row in found.items():  # ours mirrors, and draws again for the head
+                print(
+                    f"| {name} | {' / '.join(f'{v:.2f}' for v in row)} | {' / '.join(f'{v:.1f}' for v in found['fomo'] / row)} |"
+                )
         index(
             [given.data.parent / name for name in ("openms-long", "openms-cross", "stroke-cstar")],
             folder / "three.parquet",

@@ -1,23 +1,29 @@
-"""Mutated headers, tables, JSON, DICOM and file trees through every reader and the index: our errors or a row, no other crash, no hang, no file outside.
+"""Mutated headers, tables, JSON, DICOM and file trees through every reader, the index and ``prepare``: our errors or a row, no other crash, no hang, no
+file outside.
 
-``python benchmarks/data/fuzz.py --examples 10000 --seed 0``; the tests run the same functions with few examples. Every case is a function of (seed,
-number): a finding is repeated with ``--only NUMBER``.
+``python benchmarks/data/fuzz.py --examples 10000 --seed 0``; the tests run the same functions with few examples, drawn by hypothesis. Every case is a
+function of (seed, number): a finding is repeated with ``--only NUMBER``.
+
+Each write of the process is seen by an audit hook, and each file around the case is hashed before and after (a converter is a process of its own).
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import logging
 import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +251,59 @@ WEIGHTS = (10, 5, 4, 3, 4, 0.3)
 """How often each kind comes; a DICOM case runs a converter and takes a hundred times longer."""
 
 
-def case(folder: Path, seed: int, number: int, kind: str | None = None) -> str:
+WRITES: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "os.mkdir": ((0, 2),), "os.rename": ((0, 2), (1, 3)), "os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.link": ((1, 3),), "os.symlink": ((1, 2),),
+    "os.truncate": ((0, None),), "os.chmod": ((0, 2),), "os.utime": ((0, 3),),
+}  # fmt: skip
+"""What Python tells of before it happens: which of the arguments is a path that is changed by it, and which the folder that it is relative to."""
+_WATCH: dict[str, Any] = {"inside": None, "seen": [], "hooked": False}
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _WATCH["inside"] is None:
+        return
+    places = WRITES.get(event, ())
+    if event == "open":
+        flags = arguments[2] if isinstance(arguments[2], int) else 0
+        places = ((0, None),) if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND) else ()
+    for place, folder in places:
+        if isinstance(arguments[place], str | bytes | os.PathLike):
+            start = "" if folder is None or arguments[folder] < 0 else os.readlink(f"/proc/self/fd/{arguments[folder]}")
+            path = os.path.abspath(os.path.join(start, os.fsdecode(arguments[place])))
+            if not any(path == root or path.startswith(root + os.sep) for root in _WATCH["inside"]):
+                _WATCH["seen"].append(f"{event} {path}")
+
+
+@contextmanager
+def watched(*inside: Path) -> Iterator[list[str]]:
+    """Every file and folder outside some folders that this process writes, makes, moves or removes, told as it happens."""
+    if not _WATCH["hooked"]:
+        sys.addaudithook(_hook)
+        _WATCH["hooked"] = True
+    seen: list[str] = []
+    allowed = (*map(str, inside), os.devnull, "/dev/shm")
+    _WATCH["seen"], _WATCH["inside"] = seen, [os.path.abspath(root) for root in allowed]
+    try:
+        yield seen
+    finally:
+        _WATCH["inside"] = None
+
+
+def _around(folder: Path, out: Path) -> dict[bytes, str]:
+    """Every file, link and folder of a folder, but for the output's, with a hash of what it holds."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path == out or out in path.parents:
+            continue
+        if path.is_symlink():
+            told = os.fsdecode(os.readlink(path))
+        else:
+            told = hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        found[os.fsencode(path)] = told
+    return found
+
+
+def case(folder: Path, rng: random.Random, kind: str | None = None) -> str:
     """Run one case in an empty folder; returns what came of it.
 
     Raises:
@@ -254,30 +312,45 @@ def case(folder: Path, seed: int, number: int, kind: str | None = None) -> str:
     from neuroprior.core.errors import NeuropriorError
     from neuroprior.data.index import read_index
     from neuroprior.stages.index import index
+    from neuroprior.stages.prepare import prepare
 
-    rng = random.Random(seed * 1_000_003 + number)
     kind = kind or rng.choices(list(KINDS), WEIGHTS)[0]
-    root = KINDS[kind](folder / "in", rng)
-    out = folder / "out/index.parquet"
-    before = sorted(os.fsencode(path) for path in folder.rglob("*"))
+    work = folder / "a/b/c/d"  # so that ../../../outside is still seen
+    put(work / "neighbour.txt", b"of somebody else")
+    put(folder / "outside", b"not ours")
+    root = KINDS[kind](work / "in", rng)
+    out = work / "out"
+    temporary, before = tempfile.tempdir, _around(folder, out)
+    tempfile.tempdir = str(folder.parent / f"{folder.name}-temporary")
+    os.makedirs(tempfile.tempdir, exist_ok=True)
     outcome = "index"
     try:
-        index(
-            [root],
-            out,
-            reader=rng.choice((kind, "auto")),
-            checks=rng.choice(("header", "voxels")),
-            variable=["X=/nowhere"],
-            workers=1,
-        )
-        rows = read_index(out)
-        if any(row.status == "bad" and not row.reasons for row in rows):
-            raise AssertionError("a bad row without a reason")
-    except NeuropriorError as error:
-        outcome = type(error).__name__
-    after = [os.fsencode(path) for path in folder.rglob("*") if not path.is_relative_to(folder / "out")]
-    if sorted(set(after) - {os.fsencode(folder / "out")}) != before:
-        raise AssertionError(f"files outside the output folder: {set(after) - set(before)}")
+        with watched(out, Path(tempfile.tempdir)) as written:
+            try:
+                index(
+                    [root],
+                    out / "index.parquet",
+                    reader=rng.choice((kind, "auto")),
+                    checks=rng.choice(("header", "voxels")),
+                    variable=["X=/nowhere"],
+                    workers=1,
+                )
+                rows = read_index(out / "index.parquet")
+                if any(row.status == "bad" and not row.reasons for row in rows):
+                    raise AssertionError("a bad row without a reason")
+                if rng.random() < 0.2:
+                    outcome = "store"
+                    prepare(out / "index.parquet", out / "store", spacing="30.0", workers=1)
+            except NeuropriorError as error:
+                outcome = f"{type(error).__name__} of {outcome}"
+    finally:
+        shutil.rmtree(tempfile.tempdir, ignore_errors=True)
+        tempfile.tempdir = temporary
+    if written:
+        raise AssertionError(f"written outside the output folder: {written[:5]}")
+    if (after := _around(folder, out)) != before:
+        changed = [name for name in after.keys() | before.keys() if after.get(name) != before.get(name)]
+        raise AssertionError(f"changed outside the output folder: {changed[:5]}")
     return f"{kind}: {outcome}"
 
 
@@ -306,7 +379,7 @@ def main() -> None:
         begun = time.monotonic()
         signal.alarm(SECONDS)
         try:
-            found[case(folder, arguments.seed, number, arguments.kind)] += 1
+            found[case(folder, random.Random(arguments.seed * 1_000_003 + number), arguments.kind)] += 1
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or arguments.only is not None:
                 raise

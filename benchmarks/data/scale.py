@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,6 +31,7 @@ import numpy as np
 
 from neuroprior.core import artifacts, nifti
 from neuroprior.core.conforming import ConformSpec
+from neuroprior.core.memory import peak_mb
 from neuroprior.core.records import Scan
 from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions
@@ -40,12 +40,6 @@ from neuroprior.data.index import check_scan, write_index
 from neuroprior.data.preparing import PrepareConfig, prepare_session
 from neuroprior.data.sessions import session_file
 from neuroprior.data.store import Store, describe_store
-
-
-def peak_mb() -> float:
-    """Of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
 
 MADE: tuple[dict[str, Any], dict[str, sessions.Packed]] | None = None
 
@@ -83,13 +77,12 @@ def made_index(folder: Path, count: int) -> Path:
         folder / "tiny.nii.gz", Volume((ball * (100 + 10 * rng.random(ball.shape))).astype(np.float32), np.diag([2.0, 2, 2, 1]))
     )
     first = check_scan(Scan("d/0", "d", "d/0", "", "T1w", "T1w", str(folder / "tiny.nii.gz")), voxels=True)
-    import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     write_index([first], folder / "one.parquet")
     table = pq.read_table(folder / "one.parquet")
-    frame = pd.concat([table.to_pandas()] * count, ignore_index=True)
+    frame = table.to_pandas().loc[np.zeros(count, int)].reset_index(drop=True)
     frame["scan"] = [f"d/sub-{n:06d}_T1w" for n in range(count)]
     frame["subject"] = [f"d/sub-{n:06d}" for n in range(count)]
     frame["split"] = np.where(np.arange(count) % 10 == 0, "val", "train")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from neuroprior.core import memory
 from neuroprior.core.conforming import ConformSpec, to_native
 from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.core.session import conform_session
 from neuroprior.core.volume import Volume
-from neuroprior.inference import ensemble, ladder, memory, predictor, windows
+from neuroprior.inference import ensemble, ladder, predictor, windows
 from neuroprior.inference.model import load
 from neuroprior.inference.native import NativeBuilder, native_labels
 from neuroprior.inference.predictor import (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,28 +31,61 @@ def script() -> ModuleType:
 FUZZ = script()
 
 
+TREES = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
 @pytest.mark.parametrize("kind", [kind for kind in FUZZ.KINDS if kind != "dicom"])
 def test_whole_trees(kind: str, tmp_path: Path) -> None:
-    for number in range(12):
-        assert FUZZ.case(tmp_path / str(number), 7, number, kind).startswith(kind)
+    @settings(TREES, max_examples=12)
+    @given(rng=st.randoms(use_true_random=False))
+    def run(rng: random.Random) -> None:
+        assert FUZZ.case(Path(tempfile.mkdtemp(dir=tmp_path)), rng, kind).startswith(kind)
+
+    run()
 
 
 def test_slices(tmp_path: Path) -> None:
     pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
     for number in range(2):
-        assert FUZZ.case(tmp_path / str(number), 7, number, "dicom").startswith("dicom")
+        assert FUZZ.case(tmp_path / str(number), random.Random(number), "dicom").startswith("dicom")
 
 
 @pytest.mark.slow
 def test_more_whole_trees(tmp_path: Path) -> None:
     for number in range(600):
-        FUZZ.case(tmp_path / str(number), 8, number)
+        FUZZ.case(tmp_path / str(number), random.Random(8_000_024 + number))
+
+
+def test_a_write_outside_is_seen(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    with FUZZ.watched(inside) as seen:
+        inside.mkdir()
+        (inside / "a").write_text("x")
+        (inside / "../b").write_text("x")
+        (tmp_path / "b").rename(inside / "b")
+        (inside / "b").read_text()
+    assert [told.partition(" ")[0] for told in seen] == ["open", "os.rename"]
+    (tmp_path / "b").write_text("x")
+    assert len(seen) == 2
+
+
+def test_a_reader_that_writes_beside_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = bids.read
+
+    def writing(root: Path, **said: Any) -> Any:
+        (root.parent / "neighbour.txt").write_bytes(b"of nobody else")
+        return first(root, **said)
+
+    monkeypatch.setattr(bids, "read", writing)
+    with pytest.raises(AssertionError, match=r"outside the output folder"):
+        for number in range(5):
+            FUZZ.case(tmp_path / str(number), random.Random(number), "bids")
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 1 << 30),
-    ending=st.sampled_from((".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd")),
+    ending=st.sampled_from((".nii", ".nii.gz", ".mgz", ".mgh", ".mha", ".nrrd")),
     packed=st.binary(max_size=4),
 )
 def test_headers(tmp_path: Path, seed: int, ending: str, packed: bytes) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..core import memory
+
 
 @dataclass
 class Ledger:
@@ -72,7 +74,7 @@ class Meter:
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device) / 2**20
         else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            peak = float(memory.peak_mb())
         ledger.peak_memory_mb = max(ledger.peak_memory_mb, peak)
 
 

@@ -5,7 +5,6 @@ The same work as ``engine/training`` does in a step (move the batch, forward, ba
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core import memory
 from . import optimisers
 from .allocator import keep_freed_memory
 from .device import device_of, set_layout, set_recompute, takes_bf16
@@ -119,7 +119,7 @@ def take(
     if not step_s:
         raise ValueError("at least three steps of batches are needed")
     meter.read(book)
-    peak = book.peak_memory_mb if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = book.peak_memory_mb if cuda else float(memory.peak_mb())
     name = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
     return Pace(
         name, "bf16" if low else "32", tuple(step_s), tuple(wait_s), tuple(processor_s), peak, book.energy_kwh

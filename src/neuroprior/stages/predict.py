@@ -352,8 +352,8 @@ class _Run:
         """The row of one case and its answer; an error of this case becomes its reason, and nothing else is lost."""
         import time
 
+        from ..core import memory
         from ..core.errors import NeuropriorError
-        from ..inference import memory
         from ..inference.predictor import compute, describe, read_case
 
         start = time.perf_counter()

@@ -1,4 +1,7 @@
-"""The peak memory of a piece of work, where the system can tell it apart from that of the whole process."""
+"""The peak memory of a piece of work, where the system can tell it apart from that of the whole process.
+
+``getrusage`` alone would count the process that started this one: Linux keeps its peak through ``exec``.
+"""
 
 from __future__ import annotations
 
