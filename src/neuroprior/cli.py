@@ -24,6 +24,8 @@ import click
 from . import __version__
 from .core import shelf
 from .core.errors import NeuropriorError
+from .core.paths import accept_text
+from .core.places import is_address
 
 STAGES = Path(__file__).parent / "stages"
 ORDER = (
@@ -125,7 +127,7 @@ def _command(name: str) -> click.Command:
     parameters: list[click.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
         hint, many = _plain(hints[parameter.name])
-        kind: Any = click.Path(path_type=Path) if hint is Path else hint
+        kind: Any = _PATH if hint is Path else hint
         text = texts.get(parameter.name, "")
         spelled = parameter.name.rstrip("_").replace("_", "-")
         if parameter.default is parameter.empty and not parameter.name.endswith("_") and parameter.name not in OPTIONS:
@@ -166,10 +168,20 @@ def _plain(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+class _PathOrAddress(click.Path):
+    """A path, or the text of an address: whether that will do is settled where the stage is called."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_address(value) else super().convert(value, param, ctx)
+
+
+_PATH = _PathOrAddress(path_type=Path)
+
+
 def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
     """Run a stage; its result is printed, its exit code handed on."""
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    result = function(**values)
+    result = accept_text(function)(**values)
     if result is not None:
         click.echo(str(result))
     sys.exit(getattr(result, "exit_code", 0))

@@ -1,4 +1,4 @@
-"""A store on an object store (S3, Google Cloud, Azure, WebDAV, ...): published there, and fetched to a disk from which it is trained.
+"""A store on an object store (S3, Google Cloud, Azure, WebDAV, ...): published there, and fetched to a disk; or prepared here and sent there as it is made.
 
 Any address that fsspec knows will do; who may read or write is settled as its driver says (environment, profile). Both ways are resumed by
 the same call, the marker of completeness is written last, and what was fetched is checked against the hash that the store had when it was
@@ -7,8 +7,12 @@ made. File names come from the sessions' keys, never from the other side, so not
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
+import re
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,21 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from ..core import artifacts
-from ..core.errors import ArtifactError, InputError, MissingDependency
+from ..core.errors import ArtifactError
+from ..core.places import Folder
 from . import sessions
-from .sessions import session_file
+from .sessions import AGAIN, SUFFIX, session_file
+from .shards import DESCRIPTION, TABLES, TRIES
 from .store import Store, hash_store, read_description
-from .table import TABLE, Table
+from .table import Table
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = "store.json"
-TABLES = (TABLE, "scans.parquet", "index.parquet")
+OURS = re.compile(r"sessions/[0-9a-f]{2}/[A-Za-z0-9_.-]+(" + re.escape(SUFFIX) + "|" + re.escape(AGAIN) + ")")
+"""Names of files that may come from the other side."""
+EVERY_S = 3.0
+"""Seconds between two looks for sessions that are to be sent."""
 AT_ONCE = 8
 """Files that travel at once: the time goes by waiting."""
-TRIES = 2
-"""How often a session is fetched that does not arrive as it was written."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -51,103 +56,116 @@ class Sent:
     store_hash: str
 
 
-class Folder:
-    """A folder at an address.
+class Outbox:
+    """A store that is prepared here and lies at an address: what is there already is brought first, finished sessions are sent while others are made.
+
+    The local folder is the store until it is finished, so that a run that was cut off goes on from it; on another machine it goes on from what was sent.
+
+    Args:
+        path: the local folder.
+        url: the address.
 
     Raises:
-        MissingDependency: the address needs a driver that is not installed.
-        InputError: nobody knows such addresses.
+        ArtifactError: another store was begun here or there, or the other side does not answer.
+        MissingDependency, InputError: see :class:`~neuroprior.core.places.Folder`.
     """
 
-    def __init__(self, url: str) -> None:
-        import fsspec
+    def __init__(self, path: Path, url: str) -> None:
+        self.path, self.url, self.there = path, url, Folder(url)
+        self._sent: dict[str, int] = {}
+        self._stop, self._trouble = threading.Event(), ""
+        self._thread = threading.Thread(target=self._send_on, name="outbox", daemon=True)
 
-        self.url = url
-        try:
-            self.files, root = fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            raise MissingDependency(
-                f"{url.partition('://')[0]}:// needs a driver", got=str(error), next_step=f"pip install {_package(url)}"
-            ) from None
-        except ValueError as error:
-            raise InputError(
-                "this address cannot be opened",
-                file=url,
-                got=str(error),
-                expected="an address such as s3://bucket/folder or file:///folder",
-            ) from None
-        self.root = root.rstrip("/")
+    def __enter__(self) -> Outbox:
+        if self.there.has(DESCRIPTION):
+            description = self.there.read(DESCRIPTION)
+            if not (self.path / DESCRIPTION).exists():
+                artifacts.write_text(self.path / DESCRIPTION, description.decode())
+            elif not _alike((self.path / DESCRIPTION).read_bytes(), description):
+                raise ArtifactError(
+                    "another store was begun there", file=self.url, next_step=f"choose another address, or remove {self.path}"
+                )
+        self._bring()
+        sizes = self.there.sizes("sessions")
+        self._sent = {
+            name: changed for name, changed in self._here().items() if sizes.get(name) == (self.path / name).stat().st_size
+        }
+        self.there.remove(artifacts.MARKER)
+        self._thread.start()
+        return self
 
-    def read(self, name: str) -> bytes:
-        """A small file's content.
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _here(self) -> dict[str, int]:
+        """Session files (and those that say that one is to be made again), with the time of their last change."""
+        found = {}
+        for file in (self.path / "sessions").glob("*/*"):
+            if OURS.fullmatch(name := file.relative_to(self.path).as_posix()):
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = file.stat().st_mtime_ns
+        return found
+
+    def _bring(self) -> None:
+        here = self._here()
+        wanted = [name for name in self.there.sizes("sessions") if OURS.fullmatch(name) and name not in here]
+        if wanted:
+            logger.info("%s: %d sessions are there already and are brought here", self.url, len(wanted))
+
+        def one(name: str) -> None:
+            if not self.there.get(name, self.path / name, lambda file: name.endswith(AGAIN) or sessions.sound(file)):
+                logger.warning("%s/%s is damaged there and is made again", self.url, name)
+
+        _all_at_once(one, wanted, lambda done, total: None)
+
+    def _send_on(self) -> None:
+        while not self._stop.wait(EVERY_S):
+            try:
+                self.send()
+            except ArtifactError as error:  # it is tried again, and at the end for good
+                if not self._trouble:
+                    logger.warning("sessions wait to be sent: %s", error)
+                self._trouble = error.what
+
+    def send(self) -> int:
+        """Send what was finished or changed since the last time; returns how many sessions."""
+        here = self._here()
+        todo = [name for name, changed in here.items() if self._sent.get(name) != changed]
+
+        def one(name: str) -> None:
+            self.there.put(self.path / name, name)
+            self._sent[name] = here[name]
+
+        if todo and not self.there.has(DESCRIPTION):
+            self.there.put(self.path / DESCRIPTION, DESCRIPTION)
+        _all_at_once(one, todo, lambda done, total: None)
+        for name in [name for name in self._sent if name not in here]:
+            self.there.remove(name)
+            del self._sent[name]
+        self._trouble = ""
+        return len(todo)
+
+    def finish(self) -> None:
+        """Send what is left, then the tables and the marker.
 
         Raises:
-            ArtifactError: it is not there, or cannot be read.
+            ArtifactError: the other side does not answer; the store is whole in the local folder, and the same command sends it.
         """
-        try:
-            return self.files.cat_file(f"{self.root}/{name}")
-        except OSError as error:
-            raise self._trouble(name, error) from None
-
-    def has(self, name: str) -> bool:
-        """Whether a file is there."""
-        try:
-            return self.files.exists(f"{self.root}/{name}")
-        except OSError as error:
-            raise self._trouble(name, error) from None
-
-    def get(self, name: str, target: Path) -> None:
-        """Copy a file to this machine; it appears whole or not at all."""
-        with artifacts.atomic(target) as temporary:
-            try:
-                self.files.get_file(f"{self.root}/{name}", str(temporary))
-            except FileNotFoundError as error:
-                raise self._trouble(name, error) from None
-            except OSError as error:
-                if error.errno is not None and error.filename == str(temporary):
-                    raise
-                raise self._trouble(name, error) from None
-
-    def put(self, source: Path, name: str) -> None:
-        """Copy a file there."""
-        place = f"{self.root}/{name}"
-        try:
-            self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
-            self.files.put_file(str(source), place)
-        except OSError as error:
-            raise self._trouble(name, error) from None
-
-    def sizes(self, under: str) -> dict[str, int]:
-        """Bytes of every file under a folder, by its name from here."""
-        place = f"{self.root}/{under}"
-        try:
-            if not self.files.exists(place):
-                return {}
-            found = self.files.find(place, detail=True)
-        except OSError as error:
-            raise self._trouble(under, error) from None
-        return {name[len(self.root) + 1 :] if name.startswith(self.root) else name: item["size"] for name, item in found.items()}
-
-    def _trouble(self, name: str, error: OSError) -> ArtifactError:
-        missing = isinstance(error, FileNotFoundError)
-        return ArtifactError(
-            "a file is missing there" if missing else "the other side does not answer as it should",
-            file=f"{self.url.rstrip('/')}/{name}", got=None if missing else str(error) or type(error).__name__,
-            next_step="check the address, and that you may read and write there; then run the same command again: it resumes",
-        )  # fmt: skip
+        self._stop.set()
+        self._thread.join()
+        self.send()
+        publish(self.path, self.url)
 
 
-def _package(url: str) -> str:
-    """The package that brings the driver of an address, as fsspec names it."""
-    from fsspec.registry import known_implementations
-
-    known = known_implementations.get(url.partition("://")[0], {})
-    module = str(known.get("class", "")).partition(".")[0]
-    return {"fsspec": f"'fsspec[{url.partition('://')[0]}]'", "": "fsspec"}.get(module, module)
-
-
-def publish(path: Path, url: str, *, progress: Progress = lambda done, total: None) -> Sent:
+def publish(path: Path, url: str, *, again: bool = False, progress: Progress = lambda done, total: None) -> Sent:
     """Copy a finished store to an address.
+
+    Args:
+        path: the store.
+        url: the address.
+        again: also copy the sessions that are there in the right size: one of them may be damaged.
+        progress: told how many of how many sessions are copied.
 
     Raises:
         ArtifactError: the store is not finished, another one lies there, or it cannot be written there.
@@ -161,14 +179,14 @@ def publish(path: Path, url: str, *, progress: Progress = lambda done, total: No
             raise ArtifactError(
                 "another store lies there", file=url, expected=store.store_hash, got=found, next_step="choose another address"
             )
-    elif there.has(DESCRIPTION) and there.read(DESCRIPTION) != description:
+    elif there.has(DESCRIPTION) and not _alike(there.read(DESCRIPTION), description):
         raise ArtifactError("another store was begun there", file=url, next_step="choose another address, or empty this one")
     else:
         there.put(path / DESCRIPTION, DESCRIPTION)
     keys = list(store.keys())
     names = {session_file(Path(), key).as_posix(): session_file(path, key) for key in keys}
     sizes = there.sizes("sessions")
-    todo = {name: file for name, file in names.items() if sizes.get(name) != file.stat().st_size}
+    todo = {name: file for name, file in names.items() if again or sizes.get(name) != file.stat().st_size}
     _all_at_once(lambda name: there.put(todo[name], name), todo, progress)
     for name in TABLES:
         there.put(path / name, name)
@@ -199,25 +217,23 @@ def fetch(url: str, path: Path, *, progress: Progress = lambda done, total: None
                 got=here,
                 next_step="choose another folder",
             )
-    elif (path / DESCRIPTION).exists() and (path / DESCRIPTION).read_bytes() != there.read(DESCRIPTION):
+    elif (path / DESCRIPTION).exists() and not _alike((path / DESCRIPTION).read_bytes(), there.read(DESCRIPTION)):
         raise ArtifactError("another store was begun here", file=path, next_step="choose another folder")
     (path / artifacts.MARKER).unlink(missing_ok=True)
     for name in (DESCRIPTION, *TABLES):
         there.get(name, path / name)
     description, table = read_description(path), Table(path)
     expected = dict(zip(table.column("key").to_pylist(), table.column("record_sha256").to_pylist(), strict=True))
-    todo = [key for key, digest in expected.items() if _digest(session_file(path, key)) != digest]
+    todo = [key for key, digest in expected.items() if not _arrived(session_file(path, key), digest)]
 
     def one(key: str) -> None:
         name, file = session_file(Path(), key).as_posix(), session_file(path, key)
         for _ in range(TRIES):
-            there.get(name, file)
-            if _digest(file) == expected[key] and not sessions.check(file):
+            if there.get(name, file, lambda came: _arrived(came, expected[key])):
                 return
-        file.unlink()
         raise ArtifactError(
             "a session does not arrive as it was published", file=f"{url.rstrip('/')}/{name}",
-            next_step="verify the store where it was made, and publish it again",
+            next_step="verify the store where it was made, and publish it again: neuroprior store publish STORE --url ... --again",
         )  # fmt: skip
 
     _all_at_once(one, todo, progress)
@@ -234,17 +250,20 @@ def fetch(url: str, path: Path, *, progress: Progress = lambda done, total: None
     return Sent(len(expected), len(todo), size / 1e6, found)
 
 
-def _digest(file: Path) -> str | None:
-    """The hash of a session file's record; None where the file is missing or damaged."""
+def _alike(one: bytes, other: bytes) -> bool:
+    """Whether two descriptions are of stores prepared alike, by whatever version."""
     try:
-        return hashlib.sha256(sessions.read(file)[0]).hexdigest()
-    except ArtifactError:
-        return None
+        return {**json.loads(one), "neuroprior": ""} == {**json.loads(other), "neuroprior": ""}
+    except (ValueError, TypeError):
+        return False
+
+
+def _arrived(file: Path, digest: str) -> bool:
+    """Whether a session file is there, byte for byte as it was written, with this record."""
+    return sessions.sound(file) and hashlib.sha256(sessions.read(file)[0]).hexdigest() == digest
 
 
 def _json(there: Folder, name: str) -> dict[str, Any]:
-    import json
-
     try:
         found = json.loads(there.read(name))
     except ValueError as error:

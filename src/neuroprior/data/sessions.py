@@ -22,17 +22,18 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ..core import artifacts
 from ..core.errors import ArtifactError
+from . import shards
 
 SUFFIX, AGAIN = ".nps", ".again"
 """Of a session file, and of the empty file beside one that is to be made again."""
@@ -46,6 +47,7 @@ KNOWN = 256
 """Arrays whose index of chunks a process keeps (a few kB each): a sample reads the same few again."""
 KEPT = 64 << 20
 """Bytes of the buffer that a thread reads chunks into; it is larger only while larger arrays are read."""
+MISSING = "a file of the store is missing"
 CHUNK_HEAD = 32
 """Bytes at the beginning of each Blosc2 chunk that say what it is."""
 _THREAD, _LOCK = threading.local(), threading.Lock()
@@ -182,10 +184,39 @@ def write(path: Path, record: Mapping[str, Any], arrays: Mapping[str, Packed]) -
         file.write(TAIL.pack(len(told), len(where), blake2b(told + where, digest_size=16).digest(), body.digest(), MAGIC))
 
 
+def sound(path: Path) -> bool:
+    """Whether a file is a session file, and byte for byte the one that was written."""
+    try:
+        read.__wrapped__(path)  # type: ignore[attr-defined]
+        return _whole(path)
+    except (ArtifactError, OSError, struct.error):
+        return False
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _brought(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, whose first argument is a session file; one that is not here is brought from where its store lies, if it lies elsewhere."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except ArtifactError as error:
+            if error.what != MISSING or not shards.bring(Path(str(args[0])), sound):
+                raise
+        return function(*args, **kwargs)
+
+    return call
+
+
 def _damaged(path: Path, got: str) -> ArtifactError:
     return ArtifactError("a file of the store is damaged", file=path, got=got, next_step="run neuroprior store repair")
 
 
+@_brought
 def read(path: Path) -> tuple[bytes, dict[str, Frame]]:
     """A session file's record (as it stands, JSON) and its layout, checked.
 
@@ -205,7 +236,7 @@ def read(path: Path) -> tuple[bytes, dict[str, Frame]]:
             file.seek(start)
             content = file.read(record + layout)
     except FileNotFoundError:
-        raise ArtifactError("a file of the store is missing", file=path, next_step="run neuroprior store repair") from None
+        raise ArtifactError(MISSING, file=path, next_step="run neuroprior store repair") from None
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from None
     if blake2b(content, digest_size=16).digest() != digest:
@@ -327,6 +358,7 @@ def _found(path: str, frame: Frame, file: int) -> _Found:
     return found
 
 
+@_brought
 def read_array(path: str | Path, frame: Frame, box: Box | None = None) -> np.ndarray:
     """A box of a stored array, or all of it, in the stored dtype; only chunks that the box touches are read, only its blocks decoded.
 
@@ -340,7 +372,7 @@ def read_array(path: str | Path, frame: Frame, box: Box | None = None) -> np.nda
         finally:
             os.close(file)
     except FileNotFoundError:
-        raise ArtifactError("a file of the store is missing", file=path, next_step="run neuroprior store repair") from None
+        raise ArtifactError(MISSING, file=path, next_step="run neuroprior store repair") from None
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, ArtifactError):
             raise

@@ -35,8 +35,10 @@ from ..core import artifacts
 from ..core.config import parse
 from ..core.conforming import Conformed, ConformSpec
 from ..core.errors import ArtifactError, InputError, LeakageError
+from ..core.places import Place, is_address
 from ..core.resampling import LabelShares
 from . import sessions as files
+from . import shards
 from .sessions import Box, Frame, Packed, session_file
 from .table import Table
 
@@ -216,14 +218,14 @@ class Store:
         return _store_of, (self.path,)
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
-        """The store in a folder.
+    def open(cls, path: Place) -> Store:
+        """The store in a folder, or at an address: then its tables are brought to this machine, and each session when it is first drawn.
 
         Raises:
             ArtifactError: there is none, it is unfinished, damaged, or another version made it.
             LeakageError: a subject stands in two splits.
         """
-        path = Path(path)
+        path = shards.opened(path) if is_address(path) else Path(path)
         info = read_description(path)
         if not artifacts.is_complete(path):
             raise ArtifactError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.places import Place
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +49,7 @@ class Bench:
 
 def bench(
     recipe: str = "fomo25",
-    store: Path | None = None,
+    store: Place | None = None,
     seconds: float = 40.0,
     subjects: int | None = None,
     out: Path = Path("bench.jsonl"),
@@ -60,7 +62,7 @@ def bench(
 
     Args:
         recipe: name on the recipes shelf, or a YAML file.
-        store: prepared store; without one, four synthetic heads are made in a temporary folder.
+        store: prepared store, or the address of one; without one, four synthetic heads are made in a temporary folder.
         seconds: of measuring, after two steps that do not count; at least three steps are measured.
         subjects: training subjects that the ETA is for, where the recipe counts epochs; by default those of the store.
         out: JSON-lines file that the result is added to.
@@ -89,7 +91,7 @@ def bench(
     return Bench(record, out)
 
 
-def _measured(settings: Any, store: Path, seconds: float, subjects: int | None) -> dict[str, Any]:
+def _measured(settings: Any, store: Place, seconds: float, subjects: int | None) -> dict[str, Any]:
     import os
     import platform
     import statistics

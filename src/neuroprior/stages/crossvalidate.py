@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     from ..core.records import Score
 
@@ -46,7 +48,7 @@ class CrossvalidateSummary:
 
 
 def crossvalidate(
-    store: Path,
+    store: Place,
     from_: str,
     task: str,
     target: str,
@@ -71,7 +73,7 @@ def crossvalidate(
     part of its training subjects; its test subjects are looked at once, at the end. Run again, finished folds are kept.
 
     Args:
-        store: prepared store with labels or participants columns.
+        store: prepared store, or the address of one, with labels or participants columns.
         from_: run or model folder to start from, or "scratch".
         task: segmentation, classification or regression.
         target: label name (segmentation) or participants column (classification, regression).

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     from ..assessments.fewshot import Difference, Point
 
@@ -57,7 +59,7 @@ class FewshotSummary:
 
 
 def fewshot(
-    store: Path,
+    store: Place,
     from_: str,
     task: str,
     target: str,
@@ -79,7 +81,7 @@ def fewshot(
     Run again, finished runs are kept.
 
     Args:
-        store: prepared store with labels or participants columns; its test split is tested on where it has one.
+        store: prepared store, or the address of one, with labels or participants columns; its test split is tested on where it has one.
         from_: run or model folder to start from, or "scratch".
         task: segmentation, classification or regression.
         target: label name (segmentation) or participants column (classification, regression).

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     pass
 
@@ -45,7 +47,7 @@ class FinetuneSummary:
 
 
 def finetune(
-    store: Path,
+    store: Place,
     from_: str,
     task: str,
     target: str,
@@ -72,7 +74,7 @@ def finetune(
     Ctrl-C, SIGTERM or a file STOP in the run folder end it with a usable model and exit code 75; the same command goes on.
 
     Args:
-        store: prepared store with labels or participants columns; its train split is learned from, val only watched.
+        store: prepared store, or the address of one, with labels or participants columns; its train split is learned from, val only watched.
         from_: run or model folder to start from, or "scratch".
         task: segmentation, classification or regression.
         target: label name (segmentation) or participants column (classification, regression).

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     from ..engine.training import TrainingResult
 
@@ -13,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def pretrain(
-    store: Path,
+    store: Place,
     recipe: str = "tiny",
     anatomy: Path | None = None,
     out: Path = Path("runs/pretrain"),
@@ -23,7 +25,7 @@ def pretrain(
     """Pretrain a network on a store, without labels.
 
     Args:
-        store: prepared store; its train split is learned from, val only watched, test never touched.
+        store: prepared store, or the address of one; its train split is learned from, val only watched, test never touched.
         recipe: name on the recipes shelf, or a YAML file.
         anatomy: table of anatomical volumes made by neuroprior anatomy, for objectives that learn from it.
         out: run folder; an interrupted run there is resumed.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     from ..core.records import Score
 
@@ -50,7 +52,7 @@ class ProbeSummary:
 
 def probe(
     models: list[Path],
-    store_: Path,
+    store_: Place,
     out: Path = Path("probes.parquet"),
     split: str = "test",
     fit_split: str = "train",
@@ -67,7 +69,7 @@ def probe(
 
     Args:
         models: model folders, or run folders that hold one.
-        store_: store of the scans, prepared as the models want it.
+        store_: store of the scans, or its address, prepared as the models want it.
         out: the table (Parquet); its draws and pictures are written beside it.
         split: subjects that are asked about.
         fit_split: subjects that the probes are fitted on; comma-separated for several splits.

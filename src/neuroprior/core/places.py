@@ -1,0 +1,178 @@
+"""Addresses beside paths: a folder on an object store (S3, Google Cloud, Azure, WebDAV, ...), through any driver that fsspec knows.
+
+Who may read or write is settled as the driver says (environment, profile). A ``Place`` in a signature is a path of this machine or such an
+address; a ``Path`` is a path alone, and an address given for it is refused (:mod:`neuroprior.core.paths`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import artifacts
+from .errors import ArtifactError, InputError, MissingDependency
+
+Place = Path | str
+"""A path of this machine, or an address as text."""
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+
+
+def is_address(value: Any) -> bool:
+    """Whether something is the text of an address, such as ``s3://bucket/folder``."""
+    return isinstance(value, str) and _ADDRESS.match(value) is not None
+
+
+def on_disk(place: Place, what: str, next_step: str) -> Path:
+    """A place that must be a path.
+
+    Raises:
+        InputError: it is an address.
+    """
+    if is_address(place):
+        raise InputError(f"{what} must be a path of this machine, not an address", got=str(place), next_step=next_step)
+    return Path(place).expanduser()
+
+
+def kept_for(address: str) -> Path:
+    """The folder of this machine that holds what was brought from an address: below ``NEUROPRIOR_CACHE`` where that is set, else below ``TMPDIR`` where that is
+    (the node's own disk on most clusters), else in the user's cache folder."""
+    named = os.environ.get("NEUROPRIOR_CACHE")
+    if named:
+        root = Path(named)
+    elif os.environ.get("TMPDIR"):
+        root = Path(os.environ["TMPDIR"]) / "neuroprior"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuroprior"
+    tidy = address.rstrip("/")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", tidy.rpartition("/")[2])[-40:] or "place"
+    return root / f"{name}-{hashlib.blake2b(tidy.encode(), digest_size=8).hexdigest()}"
+
+
+@functools.lru_cache(maxsize=8)
+def _folder_of(url: str, process: int) -> Folder:
+    return Folder(url)
+
+
+def folder_at(url: str) -> Folder:
+    """The folder at an address, made once a process (drivers do not survive a fork)."""
+    return _folder_of(url, os.getpid())
+
+
+class _Unsound(Exception):
+    """A file did not arrive as it was written."""
+
+
+class Folder:
+    """A folder at an address.
+
+    Raises:
+        MissingDependency: the address needs a driver that is not installed.
+        InputError: nobody knows such addresses.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url
+        try:
+            self.files, root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            raise MissingDependency(
+                f"{url.partition('://')[0]}:// needs a driver", got=str(error), next_step=f"pip install {_package(url)}"
+            ) from None
+        except ValueError as error:
+            raise InputError(
+                "this address cannot be opened",
+                file=url,
+                got=str(error),
+                expected="an address such as s3://bucket/folder or file:///folder",
+            ) from None
+        self.root = root.rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        """A small file's content.
+
+        Raises:
+            ArtifactError: it is not there, or cannot be read.
+        """
+        try:
+            return self.files.cat_file(f"{self.root}/{name}")
+        except OSError as error:
+            raise self._trouble(name, error) from None
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        try:
+            return self.files.exists(f"{self.root}/{name}")
+        except OSError as error:
+            raise self._trouble(name, error) from None
+
+    def get(self, name: str, target: Path, sound: Callable[[Path], bool] = lambda file: True) -> bool:
+        """Copy a file to this machine; it appears whole or not at all, and not where it is not sound (then False)."""
+        try:
+            with artifacts.atomic(target) as temporary:
+                try:
+                    self.files.get_file(f"{self.root}/{name}", str(temporary))
+                except FileNotFoundError as error:
+                    raise self._trouble(name, error) from None
+                except OSError as error:
+                    if error.errno is not None and error.filename == str(temporary):
+                        raise
+                    raise self._trouble(name, error) from None
+                if not sound(temporary):
+                    raise _Unsound
+        except _Unsound:
+            return False
+        return True
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a file there."""
+        place = f"{self.root}/{name}"
+        try:
+            self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
+            self.files.put_file(str(source), place)
+        except OSError as error:
+            raise self._trouble(name, error) from None
+
+    def remove(self, name: str) -> None:
+        """Remove a file there; none is as well."""
+        try:
+            self.files.rm_file(f"{self.root}/{name}")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._trouble(name, error) from None
+
+    def sizes(self, under: str) -> dict[str, int]:
+        """Bytes of every file under a folder, by its name from here."""
+        place = f"{self.root}/{under}"
+        try:
+            if not self.files.exists(place):
+                return {}
+            found = self.files.find(place, detail=True)
+        except OSError as error:
+            raise self._trouble(under, error) from None
+        return {name[len(self.root) + 1 :] if name.startswith(self.root) else name: item["size"] for name, item in found.items()}
+
+    def _trouble(self, name: str, error: OSError) -> ArtifactError:
+        missing = isinstance(error, FileNotFoundError)
+        return ArtifactError(
+            "a file is missing there" if missing else "the other side does not answer as it should",
+            file=f"{self.url.rstrip('/')}/{name}", got=None if missing else str(error) or type(error).__name__,
+            next_step="check the address, and that you may read and write there; then run the same command again: it resumes",
+        )  # fmt: skip
+
+
+def _package(url: str) -> str:
+    """The package that brings the driver of an address, as fsspec names it."""
+    from fsspec.registry import known_implementations
+
+    known = known_implementations.get(url.partition("://")[0], {})
+    module = str(known.get("class", "")).partition(".")[0]
+    return {"fsspec": f"'fsspec[{url.partition('://')[0]}]'", "": "fsspec"}.get(module, module)
