@@ -29,7 +29,11 @@ def test_every_path_of_every_verb_is_known_by_its_annotation(verb: str) -> None:
     function = getattr(neuroprior, verb)
     taken: dict[str, object] = {}
     plain = inspect.unwrap(function)
-    paths = {name for name, p in inspect.signature(plain).parameters.items() if "Path" in str(p.annotation) or "Place" in str(p.annotation)}
+    paths = {
+        name
+        for name, p in inspect.signature(plain).parameters.items()
+        if "Path" in str(p.annotation) or "Place" in str(p.annotation)
+    }
 
     def spy(*args: object, **kwargs: object) -> None:
         taken.update(inspect.signature(plain).bind(*args, **kwargs).arguments)

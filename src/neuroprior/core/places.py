@@ -6,11 +6,13 @@ address; a ``Path`` is a path alone, and an address given for it is refused (:mo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,22 @@ def kept_for(address: str) -> Path:
     tidy = address.rstrip("/")
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", tidy.rpartition("/")[2])[-40:] or "place"
     return root / f"{name}-{hashlib.blake2b(tidy.encode(), digest_size=8).hexdigest()}"
+
+
+@contextlib.contextmanager
+def local(place: str) -> Iterator[str]:
+    """A file as a path of this machine: itself, or a copy for as long as the block runs.
+
+    Raises:
+        ArtifactError: it is not at the address, or the other side does not answer.
+    """
+    if not is_address(place):
+        yield place
+        return
+    url, _, name = place.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="neuroprior-") as folder:
+        folder_at(url).get(name, Path(folder) / name)
+        yield str(Path(folder) / name)
 
 
 @functools.lru_cache(maxsize=8)
@@ -151,14 +169,19 @@ class Folder:
 
     def sizes(self, under: str) -> dict[str, int]:
         """Bytes of every file under a folder, by its name from here."""
-        place = f"{self.root}/{under}"
+        return {name: int(facts.get("size") or 0) for name, facts in self.listing(under).items()}
+
+    def listing(self, under: str = "") -> dict[str, dict[str, Any]]:
+        """What the driver tells of every file under a folder (its size at least), by its name from here."""
+        place = f"{self.root}/{under}".rstrip("/")
         try:
+            self.files.invalidate_cache(place)
             if not self.files.exists(place):
                 return {}
             found = self.files.find(place, detail=True)
         except OSError as error:
             raise self._trouble(under, error) from None
-        return {name[len(self.root) + 1 :] if name.startswith(self.root) else name: item["size"] for name, item in found.items()}
+        return {name[len(self.root) + 1 :] if name.startswith(self.root) else name: facts for name, facts in found.items()}
 
     def _trouble(self, name: str, error: OSError) -> ArtifactError:
         missing = isinstance(error, FileNotFoundError)

@@ -1,0 +1,86 @@
+"""Raw datasets at an address look like folders of this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from neuroprior.core import places
+from neuroprior.core.errors import ArtifactError, InputError
+from neuroprior.data.mirror import MANIFEST, address_of, mirror
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    place = f"memory://{tmp_path.name}/data/ds1"
+    files, root = fsspec.core.url_to_fs(place)
+    files.pipe_file(f"{root}/dataset_description.json", b'{"Name": "x"}')
+    files.pipe_file(f"{root}/README", b"hello")
+    files.pipe_file(f"{root}/sub-01/anat/sub-01_T1w.nii.gz", bytes(5_000_000))
+    return place
+
+
+def test_texts_are_brought_and_scans_are_placeholders(url: str, tmp_path: Path) -> None:
+    root = mirror(url, tmp_path / "m")
+    assert root.name == "ds1"
+    assert (root / "dataset_description.json").read_text() == '{"Name": "x"}'
+    assert (root / "README").read_text() == "hello"
+    scan = root / "sub-01/anat/sub-01_T1w.nii.gz"
+    assert scan.stat().st_size == 5_000_000
+    assert scan.stat().st_blocks * 512 < 100_000
+    assert address_of(str(scan), {str(root): url}) == f"{url}/sub-01/anat/sub-01_T1w.nii.gz"
+    assert address_of("/elsewhere/x", {str(root): url}) == "/elsewhere/x"
+
+
+def test_only_what_changed_is_renewed_and_what_is_gone_goes(url: str, tmp_path: Path) -> None:
+    root = mirror(url, tmp_path / "m")
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and path.name != MANIFEST}
+    assert mirror(url, tmp_path / "m") == root
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    files, there = fsspec.core.url_to_fs(url)
+    files.pipe_file(f"{there}/README", b"hello again")
+    files.pipe_file(f"{there}/sub-02/anat/sub-02_T1w.nii.gz", b"x")
+    files.rm_file(f"{there}/sub-01/anat/sub-01_T1w.nii.gz")
+    mirror(url, tmp_path / "m")
+    assert (root / "README").read_text() == "hello again"
+    assert not (root / "sub-01").exists()
+    assert (root / "sub-02/anat/sub-02_T1w.nii.gz").stat().st_size == 1
+    same = root / "dataset_description.json"
+    assert same.stat().st_mtime_ns == times[same]
+    assert (root / "README").stat().st_mtime_ns != times[root / "README"]
+
+
+def test_names_that_lead_out_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = {
+        "../out.json": {"size": 2},
+        "/etc/x.json": {"size": 2},
+        "a/../../b.tsv": {"size": 2},
+        MANIFEST: {"size": 2},
+        "ok.nii": {"size": 3},
+    }
+    monkeypatch.setattr(places.Folder, "listing", lambda self, under="": listing)
+    root = mirror(f"memory://{tmp_path.name}/x", tmp_path / "m")
+    assert sorted(path.name for path in (tmp_path / "m").rglob("*") if path.is_file()) == [MANIFEST, "ok.nii"]
+    assert root.is_dir()
+    assert caplog.text.count("cannot be used here") == 4
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing at this address"):
+        mirror(f"memory://{tmp_path.name}/none", tmp_path / "m")
+
+
+def test_a_file_is_here_while_it_is_read(url: str, tmp_path: Path) -> None:
+    with places.local(f"{url}/README") as path:
+        assert Path(path).read_text() == "hello"
+        assert os.path.basename(path) == "README"
+    assert not Path(path).exists()
+    with places.local(str(tmp_path / "x")) as path:
+        assert path == str(tmp_path / "x")
+    with pytest.raises(ArtifactError, match="missing there"), places.local(f"{url}/no.json"):
+        raise AssertionError
