@@ -343,19 +343,39 @@ class Store:
 
         ``subjects`` are those that were trained on, by default the training split's.
         """
-        training = [s for s in self.sessions if (s.split in ("train", "") if subjects is None else s.subject in subjects)]
+        subject, names = self.coded("subject")
+        split, splits = self.coded("split")
+        told = splits if subjects is None else names
+        wanted = np.array([name in ("train", "") if subjects is None else name in subjects for name in told], dtype=bool)
+        rows = np.flatnonzero(wanted[split if subjects is None else subject])
+        who = [names[number] for number in np.unique(subject[rows]).tolist()]
+        scans, scan_names = self.coded("scans")
+        times = np.bincount(scans[rows], minlength=len(scan_names)).tolist()
+        dataset, datasets = self.coded("dataset")
+        people = self._different_columns(rows)
+
+        def different(column: str) -> list[str]:
+            return sorted({str(columns[column]) for columns in people if columns.get(column)})
+
         return {
-            "subjects": len({session.subject for session in training}),
-            "sessions": len(training),
-            "scans": sum(len(session.scans) for session in training),
-            "contrasts": sorted({name.split(".")[0] for session in training for name in session.scans}),
-            "datasets": sorted({session.dataset for session in training}),
-            "sites": sorted({str(session.value("site")) for session in training if session.value("site")}),
-            "scanners": sorted({str(session.value("scanner")) for session in training if session.value("scanner")}),
-            "licences": sorted({str(session.value("licence")) for session in training if session.value("licence")}),
+            "subjects": len(who),
+            "sessions": len(rows),
+            "scans": sum(len(names) * count for names, count in zip(scan_names, times, strict=True)),
+            "contrasts": sorted({name.split(".")[0] for names, n in zip(scan_names, times, strict=True) if n for name in names}),
+            "datasets": sorted(datasets[number] for number in np.unique(dataset[rows]).tolist()),
+            "sites": different("site"),
+            "scanners": different("scanner"),
+            "licences": different("licence"),
             "store_hash": self.store_hash,
-            "subject_hashes": sorted({artifacts.sha256_json(session.subject)[:12] for session in training}),
+            "subject_hashes": sorted({artifacts.sha256_json(name)[:12] for name in who}),
         }
+
+    def _different_columns(self, rows: np.ndarray) -> list[Mapping[str, Any]]:
+        """The participants columns of some sessions, each different set once."""
+        if self._altered is not None:
+            return [self._altered[row].columns for row in rows.tolist()]
+        numbers, texts = self._rows.coded("columns")
+        return [self._rows.parsed(texts[number]) for number in np.unique(numbers[rows]).tolist()]
 
 
 def read_description(path: Path) -> dict[str, Any]:

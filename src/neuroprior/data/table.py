@@ -150,6 +150,13 @@ class Table:
         except ValueError as error:
             raise self.damaged(error) from None
 
+    def parsed(self, text: str) -> dict[str, Any]:
+        """A cell that is a JSON object."""
+        try:
+            return _object(text)
+        except ValueError as error:
+            raise self.damaged(error) from None
+
     @cached_property
     def numbers(self) -> dict[str, int]:
         """Key -> row."""

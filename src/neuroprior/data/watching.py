@@ -35,7 +35,14 @@ def observer(fit: PairDataset, read: PairDataset | None, batch: int) -> Callable
         return [collate_pairs([dataset[n] for n in numbers[k : k + batch]]) for k in range(0, len(numbers), batch)]
 
     sides = [(batches(fit, FIT), True), (batches(read, READ), False)]
-    subjects = {s.subject: s for dataset in (fit, read) if dataset is not None for group in dataset.subjects for s in group}
+    shown = {name for many, _ in sides for one in many for name in one["subject"]}
+    subjects = {
+        name: dataset.subjects[place][-1]
+        for dataset in (fit, read)
+        if dataset is not None
+        for place, name in enumerate(dataset.subjects.names)
+        if name in shown
+    }
 
     def observe(module: Any) -> Observation:
         from ..engine.health import Observation
