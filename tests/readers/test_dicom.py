@@ -24,6 +24,8 @@ PLANTED = ("Zaphod", "BEEBLEBROX", "MRN-424242", "19520311", "Heart of Gold", "M
 """What must be found nowhere: name, identifier, birth date, institution, address, study date, physician."""
 T1 = {"RepetitionTime": 2300.0, "EchoTime": 2.98, "InversionTime": 900.0, "FlipAngle": 9.0, "ScanningSequence": ["GR", "IR"],
       "SeriesDescription": "t1_mprage_sag"}  # fmt: skip
+MP2RAGE = T1 | {"RepetitionTime": 5000.0, "InversionTime": 700.0, "FlipAngle": 4.0}
+LONG = {"ScanningSequence": "GR", "RepetitionTime": 28, "EchoTime": 20}
 Make = Callable[..., Path]
 
 
@@ -188,6 +190,31 @@ def test_nobody_is_named_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     ({"ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]}, "ADC", 0.9),
     ({"ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "TRACEW"]}, "DWI", 0.9),
     ({"ScanningSequence": "SE", "RepetitionTime": 5000, "EchoTime": 100, "SeriesDescription": "T1 sag"}, "T1w", 0.3),
+    (T1 | {"SeriesDescription": "T1 without contrast"}, "T1w", 0.8), (T1 | {"SeriesDescription": "t1_mprage pre-contrast"}, "T1w", 0.8),
+    (T1 | {"SeriesDescription": "T1 w/o Gd"}, "T1w", 0.8), (T1 | {"SeriesDescription": "T1 noncontrast"}, "T1w", 0.8),
+    (T1 | {"SeriesDescription": "T1", "ProtocolName": "BRAIN W/WO CONTRAST"}, "T1w", 0.8), (T1 | {"ContrastBolusAgent": "NONE"}, "T1w", 0.8),
+    (T1 | {"SeriesDescription": "T1 post", "ProtocolName": "BRAIN without and with contrast"}, "T1ce", 0.8),
+    (T1 | {"SeriesDescription": "T1 post contrast"}, "T1ce", 0.8),
+    (MP2RAGE | {"SeriesDescription": "t1_mp2rage_INV1"}, "unknown", 0.0), (MP2RAGE | {"SeriesDescription": "mp2rage_INV2"}, "unknown", 0.0),
+    (MP2RAGE | {"SeriesDescription": "t1_mp2rage_UNI_Images", "ImageType": ["DERIVED", "PRIMARY", "M", "UNI"]}, "MP2RAGE", 0.95),
+    (MP2RAGE | {"SeriesDescription": "t1_mp2rage_UNI-DEN"}, "MP2RAGE", 0.5),
+    (MP2RAGE | {"SeriesDescription": "t1_mp2rage_T1_Images", "ImageType": ["DERIVED", "PRIMARY", "M", "T1 MAP"]}, "T1map", 0.95),
+    (T1 | {"SeriesDescription": "MP-RAGE"}, "T1w", 0.8), (T1 | {"SeriesDescription": "mp_rage"}, "T1w", 0.8),
+    (LONG | {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"], "SeriesDescription": "SWI_Pha_Images"}, "unknown", 0.0),
+    (LONG | {"ImageType": ["ORIGINAL", "PRIMARY", "PHASE MAP"]}, "unknown", 0.0), (LONG | {"SeriesDescription": "Pha_Images"}, "unknown", 0.0),
+    (LONG | {"ImageType": ["DERIVED", "PRIMARY", "MNIP", "SWI"], "SeriesDescription": "mIP_Images(SW)"}, "unknown", 0.0),
+    (LONG | {"SeriesDescription": "mIP_Images(SW)"}, "unknown", 0.0), (LONG | {"ImageType": ["ORIGINAL", "PRIMARY", "M"]}, "T2starw", 0.6),
+    ({"ScanningSequence": "EP", "RepetitionTime": 2000, "EchoTime": 30, "SeriesDescription": "ep2d_bold_rest"}, "unknown", 0.0),
+    ({"ScanningSequence": "EP", "RepetitionTime": 2000, "EchoTime": 37, "SeriesDescription": "rfMRI_SBRef"}, "unknown", 0.0),
+    ({"ScanningSequence": ["EP", "SE"], "RepetitionTime": 5000, "EchoTime": 90, "SeriesDescription": "t2_epi"}, "unknown", 0.0),
+    ({"ScanningSequence": "EP", "RepetitionTime": 5000, "EchoTime": 90, "DiffusionBValue": 0}, "unknown", 0.0),
+    ({"ScanningSequence": "EP", "RepetitionTime": 5000, "EchoTime": 90, "DiffusionBValue": 0, "SeriesDescription": "ep2d_diff_b0"}, "unknown", 0.0),
+    ({"ScanningSequence": "SE", "RepetitionTime": 5000, "EchoTime": 90, "DiffusionBValue": 0}, "unknown", 0.0),
+    ({"ScanningSequence": "EP", "RepetitionTime": 5000, "EchoTime": 90, "SeriesDescription": "ep2d_diff_4scan_trace"}, "DWI", 0.5),
+    ({"ScanningSequence": "GR", "RepetitionTime": 60, "EchoTime": 4.9, "SeriesDescription": "gre_field_mapping"}, "unknown", 0.0),
+    ({"ScanningSequence": "GR", "RepetitionTime": 3.15, "EchoTime": 1.37, "SeriesDescription": "AAHead_Scout"}, "unknown", 0.0),
+    ({"ScanningSequence": "GR", "RepetitionTime": 8, "EchoTime": 4, "SeriesDescription": "3-plane localizer"}, "unknown", 0.0),
+    ({"ScanningSequence": ["SE", "IR"], "RepetitionTime": 2500, "EchoTime": 10, "InversionTime": 900, "SeriesDescription": "Ax T1 FLAIR"}, "T1w", 0.8),
     ({}, "unknown", 0.0), ({"RepetitionTime": "x", "EchoTime": []}, "unknown", 0.0),
 ])  # fmt: skip
 def test_the_contrast_is_guessed_with_a_confidence(tags: dict[str, Any], contrast: str, least: float) -> None:
