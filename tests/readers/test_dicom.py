@@ -114,6 +114,9 @@ def test_it_is_converted_once(tmp_path: Path) -> None:
     ({"ImageOrientationPatient": lambda k: [1, 0, 0, 0, 1, 0] if k else [0, 1, 0, 0, 0, -1]}, "several orientations"),
     ({"GantryDetectorTilt": 12.0}, "tilted by 12.0 degrees"),
     ({"EchoTime": lambda k: 5.0 * (1 + k % 2), "ImagePositionPatient": lambda k: [0.0, 0.0, 3.0 * (k // 2)], "slices": 24}, "holds 2 volumes"),
+    ({"skip": (11,), "ImagesInAcquisition": 12}, "1 slices are missing: the files state 12 images"),
+    ({"skip": (0, 1), "ImagesInAcquisition": 12}, "2 slices are missing: the files state 12 images"),
+    ({"slices": 24, "skip": tuple(range(1, 24, 2))}, "11 slices are missing: the files state a step of 3.0 mm, and slices lie 6.0 mm apart"),
 ])  # fmt: skip
 def test_a_fault_is_a_row_with_its_reason(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
     series(tmp_path / "in", **options)
@@ -121,6 +124,111 @@ def test_a_fault_is_a_row_with_its_reason(options: dict[str, Any], reason: str, 
     assert row.status == "bad"
     assert reason in "; ".join(row.reasons)
     assert not Path(row.path).exists()
+
+
+RENUMBERED = {"slices": 24, "skip": tuple(range(1, 24, 2)), "InstanceNumber": lambda k: 1 + k // 2}
+
+
+@pytest.mark.parametrize(("options", "note"), [
+    ({"skip": (0, 1)}, "the numbers of the images begin at 3: slices may be missing"),
+    ({"InstanceNumber": lambda k: 2 * k + 1}, "the numbers of the images leave out 11: slices may be missing"),
+    (RENUMBERED, "the files state a step of 3.0 mm, and slices lie 6.0 mm apart: slices may be missing"),
+    ({"SpacingBetweenSlices": 2.0}, "the files state a step of 2.0 mm, and slices lie 3.0 mm apart: slices may be missing"),
+    ({"ImagesInAcquisition": 24}, "the files state 24 images in the acquisition and 12 are here: other series may hold the others"),
+])  # fmt: skip
+def test_what_is_no_certain_fault_is_a_note(options: dict[str, Any], note: str, tmp_path: Path) -> None:
+    series(tmp_path / "in", **options)
+    row = the_row(tmp_path / "in", tmp_path / "out")
+    assert (row.status, row.reasons) == ("warning", (note,))
+
+
+@pytest.mark.parametrize("options", [
+    {"ImagesInAcquisition": 12}, {"InstanceNumber": lambda k: k + 101, "ImagesInAcquisition": 12}, {"InstanceNumber": lambda k: k},
+    {"SliceThickness": 2.5, "SpacingBetweenSlices": 0.5},  # a scanner that writes the gap
+    {"SliceThickness": 6.0}, {"SpacingBetweenSlices": None, "InstanceNumber": None},
+])  # fmt: skip
+def test_a_whole_series_has_no_note(options: dict[str, Any], tmp_path: Path) -> None:
+    series(tmp_path / "in", **options)
+    row = the_row(tmp_path / "in", tmp_path / "out")
+    assert (row.status, row.reasons) == ("ok", ())
+
+
+def enhanced(
+    path: Path, *, frames: int = 12, skip: tuple[int, ...] = (), stated: int | None = None, echoes: int = 1, groups: bool = True
+) -> Path:
+    """The series of above as one enhanced file; times lie in the functional groups alone."""
+    from pydicom import dcmread
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+    from pydicom.uid import EnhancedMRImageStorage
+
+    def group(**values: Any) -> Sequence:
+        item = Dataset()
+        for tag, value in values.items():
+            setattr(item, tag, value)
+        return Sequence([item])
+
+    made = series(path.parent / "single", slices=frames)
+    sources = [dcmread(file) for k, file in enumerate(made) if k not in skip for _ in range(echoes)]
+    data = dcmread(made[0])
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "PixelSpacing",
+                "SliceThickness", "SpacingBetweenSlices", "ScanningSequence"):  # fmt: skip
+        delattr(data, tag)
+    data.EchoPulseSequence, data.InversionRecovery, data.EchoPlanarPulseSequence = "GRADIENT", "YES", "NO"
+    data.NumberOfFrames = len(sources) if stated is None else stated
+    data.PixelData = b"".join(source.PixelData for source in sources)
+    shared, own = Dataset(), []
+    shared.PlaneOrientationSequence = group(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    shared.PixelMeasuresSequence = group(PixelSpacing=[1.5, 2.0], SliceThickness=3.0, SpacingBetweenSlices=3.0)
+    shared.MRTimingAndRelatedParametersSequence = group(RepetitionTime=2300.0, FlipAngle=9.0)
+    shared.MRModifierSequence = group(InversionTimes=[900.0])
+    for number, source in enumerate(sources):
+        frame = Dataset()
+        frame.PlanePositionSequence = group(ImagePositionPatient=source.ImagePositionPatient)
+        frame.MREchoSequence = group(EffectiveEchoTime=2.98 + 3.0 * (number % echoes))
+        frame.FrameContentSequence = group(
+            StackID="1", InStackPositionNumber=number // echoes + 1, DimensionIndexValues=[1, number // echoes + 1]
+        )
+        own.append(frame)
+    if groups:
+        data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = Sequence([shared]), Sequence(own)
+    for file in made:
+        file.unlink()
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_an_enhanced_file_is_read_frame_by_frame(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    enhanced(tmp_path / "in/whole")
+    row = the_row(tmp_path / "in", tmp_path / "out")
+    assert (row.status, row.reasons, row.contrast, row.columns["slices"]) == ("ok", (), "T1w", 12)
+    assert row.columns["contrast_why"] == "GR IR TR 2300 TE 2.98 TI 900 flip 9"
+    assert sorted(nibabel.load(row.path).shape) == [12, 16, 20]
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"skip": (5,)}, "about 1 slices are missing"), ({"stated": 13}, "state 13 frames and describe 12"), ({"echoes": 2}, "holds 2 volumes"),
+    ({"frames": 4}, "4 slices are no volume"), ({"frames": 24, "skip": tuple(range(1, 24, 2))}, "slices lie 6.0 mm apart: slices may be missing"),
+    ({"groups": False}, "the places of its 12 frames are not stated: whether slices are missing was not checked"),
+])  # fmt: skip
+def test_faults_of_an_enhanced_file_are_found(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    enhanced(tmp_path / "in/whole", **options)
+    row = the_row(tmp_path / "in", tmp_path / "out")
+    assert row.status != "ok"
+    assert reason in "; ".join(row.reasons)
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    series(tmp_path / "elsewhere/a")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/ring").symlink_to(tmp_path / "in")
+    (tmp_path / "in/again").symlink_to(tmp_path / "elsewhere/a")
+    row = the_row(tmp_path / "in", tmp_path / "out")
+    assert (row.status, row.reasons, row.columns["slices"]) == ("ok", (), 12)
 
 
 def test_copies_other_modalities_and_rubbish_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
