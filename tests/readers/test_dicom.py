@@ -13,9 +13,14 @@ import numpy as np
 import pytest
 
 from neuroprior.core.errors import InputError
+from neuroprior.data.index import read_index, read_table
 from neuroprior.readers import dicom
 from neuroprior.readers._dicom_contrast import guess
+from neuroprior.readers._dicom_people import People
+from neuroprior.stages.audit import audit
 from neuroprior.stages.index import index
+from neuroprior.stages.prepare import prepare
+from neuroprior.stages.report import report
 
 pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
 pytest.importorskip("dcm2niix", reason="the extra `dicom` is not installed")
@@ -262,6 +267,30 @@ def test_two_visits_are_two_sessions_of_one_subject(tmp_path: Path) -> None:
     assert not {row.subject for row in rows} & {row.subject for row in again}  # another key, another pseudonym
 
 
+def texts_of(folder: Path, *besides: Path) -> list[str]:
+    """Names and contents of all files below a folder, archives unpacked, but not of those in ``besides``."""
+    import pandas as pd
+
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or any(path.is_relative_to(one) for one in besides):
+            continue
+        content = path.read_bytes()
+        found += [str(path.relative_to(folder)), content.decode("latin-1")]
+        found += [gzip.decompress(content).decode("latin-1")] if path.suffix == ".gz" else []
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            found += [pd.read_parquet(path).to_csv(), str(pq.read_schema(path).metadata)]
+    return found
+
+
+def nobody_in(texts: list[str], tmp_path: Path) -> None:
+    for word in PLANTED:
+        for text in texts:
+            assert word.lower() not in text.lower().replace(str(tmp_path).lower(), ""), word
+
+
 def test_nobody_is_named_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     series(tmp_path / "in/Zaphod BEEBLEBROX")
     series(tmp_path / "in/bad", 2, skip=(4,), SeriesDescription="Zaphod T2 19520311")
@@ -269,19 +298,136 @@ def test_nobody_is_named_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixtu
            SeriesDescription="MRN-424242")  # fmt: skip
     with caplog.at_level(logging.DEBUG):
         summary = index([tmp_path / "in"], tmp_path / "index.parquet", workers=1)
-    written = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(tmp_path / "in")]
-    assert any(p.name == "image.nii.gz" for p in written)
+    assert any(p.name == "image.nii.gz" for p in tmp_path.rglob("*"))
     assert summary.bad == 2
-    import pandas as pd
+    assert list(summary.datasets) == ["in"]
+    nobody_in([caplog.text, str(summary), repr(summary), *texts_of(tmp_path, tmp_path / "in")], tmp_path)
 
-    texts = [caplog.text, str(summary), pd.read_parquet(tmp_path / "index.parquet").to_csv()]
-    for path in written:
-        content = path.read_bytes()
-        texts += [str(path.relative_to(tmp_path)), content.decode("latin-1")]
-        texts += [gzip.decompress(content).decode("latin-1")] if path.suffix == ".gz" else []
-    for word in PLANTED:
-        for text in texts:
-            assert word.lower() not in text.lower().replace(str(tmp_path).lower(), ""), word
+
+ROOTS = (
+    "Zaphod_BEEBLEBROX",
+    "beeblebrox",
+    "ZaphodBeeblebrox",
+    "MRN424242",
+    "x-424242",
+    "1952-03-11",
+    "Zaphod/trial2",
+    "z%C3%A4phod-Zäphod",
+)
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_a_folder_named_after_its_patient_is_not_written_down(
+    root: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    series(tmp_path / "dicom" / root / "a")
+    with caplog.at_level(logging.DEBUG):
+        summary = index([tmp_path / "dicom" / root], tmp_path / "out/index.parquet", workers=1, checks="header")
+    (name,) = summary.datasets
+    assert name.startswith("dicom-") == (root != "Zaphod/trial2")
+    assert [shown.startswith("dicom-") for shown in summary.readers] == [True]
+    (row,) = read_index(tmp_path / "out/index.parquet")
+    assert (row.dataset, row.status) == (name, "ok")
+    nobody_in([caplog.text, str(summary), repr(summary), *texts_of(tmp_path / "out")], tmp_path)
+    if name.startswith("dicom-"):
+        assert "rename the folder or give a link to it with another name" in " ".join(caplog.text.split())
+    again = index([tmp_path / "dicom" / root], tmp_path / "out/index.parquet", workers=1, checks="header")
+    assert (again.reused, again.datasets, again.readers) == (1, summary.datasets, summary.readers)
+    (tmp_path / "trial1").symlink_to(tmp_path / "dicom" / root)
+    assert list(index([tmp_path / "trial1"], tmp_path / "link.parquet", workers=1, checks="header").datasets) == ["trial1"]
+
+
+def test_a_folder_that_names_nobody_keeps_its_name(tmp_path: Path) -> None:
+    series(tmp_path / "trial1", PatientName="TRIAL^ONE^ANON", PatientID="7")
+    (row,) = dicom.read(tmp_path / "trial1")
+    assert row.scan.startswith("trial1/sub-")
+    assert Path(row.path).is_relative_to(tmp_path / "dicom-converted")
+
+
+@pytest.mark.parametrize(("name", "folder", "told"), [
+    ("Müller^Änne", "mueller", 1), ("Müller^Änne", "MULLER_anne", 2), ("Lee^Ann", "sleeping_annals", 0), ("Lee^Ann", "annlee", 2), ("Lee^Ann", "Lee", 1),
+    ("Yamada^Tarou=山田^太郎", "山田太郎", 2), ("Anonymous^Patient", "anonymous_patient", 0), ("X^Y", "x", 0), ("Beeblebrox^Zaphod", "exbeeblebroxes", 1),
+    ("", "trial1", 0),
+])  # fmt: skip
+def test_how_much_a_folders_name_tells(name: str, folder: str, told: int) -> None:
+    people = People()
+    people.add({"PatientName": name, "PatientID": "12"})
+    assert people.told_by(folder) == told
+
+
+def test_an_index_below_a_patients_folder_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series(tmp_path / "Zaphod_BEEBLEBROX/a")
+    with pytest.raises(InputError, match="named as a patient is") as caught:
+        index([tmp_path / "Zaphod_BEEBLEBROX/a"], tmp_path / "Zaphod_BEEBLEBROX/index.parquet", workers=1)
+    assert not list(tmp_path.rglob("*.nii.gz"))
+    nobody_in([str(caught.value)], tmp_path)
+    series(tmp_path / "zaphod/b")
+    with caplog.at_level(logging.WARNING):
+        index([tmp_path / "zaphod/b"], tmp_path / "zaphod/index.parquet", workers=1, checks="header")
+    assert "every path will say it" in caplog.text
+
+
+def test_a_patients_folder_that_cannot_be_read_is_not_written_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series(tmp_path / "all/Zaphod_BEEBLEBROX", Modality="CT")
+    series(tmp_path / "all/other/deep", PatientID="another", PatientName="Dent^Arthur")
+    series(tmp_path / "more/Zaphod_BEEBLEBROX", 5)
+    with caplog.at_level(logging.DEBUG):
+        with pytest.raises(InputError) as caught:
+            index([tmp_path / "all/Zaphod_BEEBLEBROX"], tmp_path / "out/alone.parquet", reader="dicom", workers=1)
+        summary = index(sorted((tmp_path / "all").iterdir()) + sorted((tmp_path / "more").iterdir()), tmp_path / "out/index.parquet", workers=1,
+                        checks="header")  # fmt: skip
+    assert (summary.ok + summary.warning, summary.bad) == (2, 1)
+    nobody_in([caplog.text, str(caught.value), repr(summary), *texts_of(tmp_path / "out")], tmp_path)
+
+
+def test_nobody_is_named_on_the_way_to_the_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    roots = []
+    for k, name in enumerate(("Zaphod_BEEBLEBROX", "MRN-424242", "plain")):
+        series(tmp_path / "in" / name / "a", k + 1, slices=24, StudyInstanceUID=f"1.2.{k}", PixelData=lambda z, k=k: speckle(z, k),
+               **({} if k < 2 else {"PatientID": "another", "PatientName": "Dent^Arthur"}))  # fmt: skip
+        roots.append(tmp_path / "in" / name)
+    with caplog.at_level(logging.DEBUG):
+        summary = index(roots, tmp_path / "out/index.parquet", workers=1)
+        made = prepare(tmp_path / "out/index.parquet", tmp_path / "out/store", workers=1)
+        audited = audit([tmp_path / "out/index.parquet"], tmp_path / "out/audit.parquet")
+        report([tmp_path / "out/audit.parquet"], tmp_path / "out/report.html")
+    assert (made.scans, summary.bad) == (3, 0)
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.html"))
+    nobody_in([caplog.text, str(summary), str(made), str(audited), *texts_of(tmp_path / "out")], tmp_path)
+
+
+def speckle(z: int, seed: int) -> bytes:
+    """A slice of a head-like ellipse of noise."""
+    rows, columns = np.mgrid[:20, :16]
+    inside = ((rows - 10) / 9) ** 2 + ((columns - 8) / 7) ** 2 + ((z - 12) / 11) ** 2 < 1
+    return (inside * np.random.default_rng([seed, z]).integers(300, 900, (20, 16))).astype(np.uint16).tobytes()
+
+
+def test_a_patient_of_two_datasets_is_in_one_split(tmp_path: Path) -> None:
+    roots = []
+    for k in range(12):
+        number = 2 * k + 1
+        for place in range(2):
+            root = tmp_path / f"site{place}" / f"set{k}-{place}"
+            series(
+                root,
+                number + place,
+                slices=8,
+                PatientID=f"one{k:03d}",
+                PatientName="",
+                StudyInstanceUID=f"1.{k}.{place}",
+                PixelData=lambda z, n=number + place: speckle(z, n),
+            )
+            roots.append(root)
+    index(roots, tmp_path / "index.parquet", workers=1, checks="header", split="train=0.5,test=0.5", stratify="")
+    table = read_table(tmp_path / "index.parquet")[0].to_pandas()
+    table["patient"] = table["subject"].str.rsplit("/", n=1).str[-1]
+    assert table["subject"].nunique() == 24
+    assert table["patient"].nunique() == 12
+    assert set(table["split"]) == {"train", "test"}
+    assert (table.groupby("patient")["split"].nunique() == 1).all()
+    keys = list(tmp_path.rglob("key.bin"))
+    assert [key.parent.name for key in keys] == ["index.converted"]
 
 
 @pytest.mark.parametrize(("tags", "contrast", "least"), [
