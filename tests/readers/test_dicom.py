@@ -226,6 +226,24 @@ def test_faults_of_an_enhanced_file_are_found(options: dict[str, Any], reason: s
     assert reason in "; ".join(row.reasons)
 
 
+def test_what_shows_no_contrast_is_mapped_by_what_it_is(tmp_path: Path) -> None:
+    series(tmp_path / "in", ImageType=["ORIGINAL", "PRIMARY", "P", "ND"])
+    for mapping, contrast, status in (({"unknown": "T1w"}, "unknown", "bad"), ({"phase": "SWI"}, "SWI", "warning")):
+        (row,) = dicom.read(tmp_path / "in", into=tmp_path / "out", contrast_map=mapping)
+        assert (row.contrast, row.contrast_raw, row.status) == (contrast, "phase", status)
+    (row,) = dicom.read(tmp_path / "in", into=tmp_path / "out")
+    assert row.reasons[0].startswith("it shows no contrast of the vocabulary (a phase image)")
+    assert "phase: T1w" in row.reasons[0]
+
+
+def test_folders_too_far_down_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series(tmp_path / "in/a")
+    series(tmp_path.joinpath("in", *"bcdefghijklmno"), 2)
+    with caplog.at_level(logging.INFO):
+        the_row(tmp_path / "in", tmp_path / "out")
+    assert "1 folders more than 12 levels down are left out" in caplog.text
+
+
 def test_links_are_followed_once(tmp_path: Path) -> None:
     series(tmp_path / "elsewhere/a")
     (tmp_path / "in").mkdir()
@@ -353,6 +371,12 @@ def test_how_much_a_folders_name_tells(name: str, folder: str, told: int) -> Non
     people = People()
     people.add({"PatientName": name, "PatientID": "12"})
     assert people.told_by(folder) == told
+
+
+def test_a_studys_name_in_front_of_its_numbers_is_no_patients_name() -> None:
+    people = People()
+    people.add({"PatientName": "SITE-GBM-0012", "PatientID": "SITE-GBM-0012"})
+    assert [people.told_by(name) for name in ("SITE-GBM", "gbm", "SITE-GBM-0012", "site_gbm_0012_x")] == [0, 0, 2, 2]
 
 
 def test_an_index_below_a_patients_folder_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,14 +22,14 @@ WORDS = (
 )  # fmt: skip
 """Patterns in a series description, without case and with blanks for underscores, and the contrast that they name; the first that fits counts."""
 NO_CONTRAST = (
-    ({"P", "PHASE", "PHASE MAP", "PHASE_MAP"}, r"\bpha(se)?[ -]?(images?|map)\b", "a phase image"),
-    ({"MNIP", "MIP", "MINIP", "MIN IP", "MAX IP", "PROJECTION IMAGE"}, r"\b(m(ax|in|n)?[ -]?ip|mip)\b", "a projection of several slices"),
-    ({"B0", "B1", "B0 MAP", "B1 MAP", "FIELD MAP", "FIELD_MAP"}, r"field.?map|\bfmap\b|\bb[01].?map", "a field map"),
-    ({"LOCALIZER"}, r"locali[sz]er|scout|\bsurvey\b|\b(3|three).?plane\b", "a scout"),
-    (set(), r"\bsb ?ref\b", "a reference of an echo-planar series"),
-    ({"T2 MAP", "T2_MAP", "T2_STAR MAP", "R2 MAP", "R2_STAR MAP"}, r"\b[tr]2(\*|star)? ?map", "a quantitative map"),
+    ({"P", "PHASE", "PHASE MAP", "PHASE_MAP"}, r"\bpha(se)?[ -]?(images?|map)\b", "a phase image", "phase"),
+    ({"MNIP", "MIP", "MINIP", "MIN IP", "MAX IP", "PROJECTION IMAGE"}, r"\b(m(ax|in|n)?[ -]?ip|mip)\b", "a projection of several slices", "projection"),
+    ({"B0", "B1", "B0 MAP", "B1 MAP", "FIELD MAP", "FIELD_MAP"}, r"field.?map|\bfmap\b|\bb[01].?map", "a field map", "fieldmap"),
+    ({"LOCALIZER"}, r"locali[sz]er|scout|\bsurvey\b|\b(3|three).?plane\b", "a scout", "scout"),
+    (set(), r"\bsb ?ref\b", "a reference of an echo-planar series", "sbref"),
+    ({"T2 MAP", "T2_MAP", "T2_STAR MAP", "R2 MAP", "R2_STAR MAP"}, r"\b[tr]2(\*|star)? ?map", "a quantitative map", "map"),
 )  # fmt: skip
-"""What shows no contrast of the vocabulary, whatever its times: image types, patterns in the description, and what it is."""
+"""What shows no contrast of the vocabulary, whatever its times: image types, patterns in the description, what it is, and in a word."""
 B0 = 50
 """Up to this b-value (s/mm2) an image is not weighted by diffusion."""
 AGENT = r"(gd|gad(o\w*)?|contrast|km|ce|\+ ?c)"
@@ -47,11 +47,13 @@ class Guess:
         contrast: canonical name, or ``unknown``.
         confidence: 0 to 1: 0.95 said by the scanner, 0.85 physics and words agree, 0.6 physics alone, 0.5 words alone, 0.3 they disagree.
         why: the evidence, in numbers and vocabulary words only.
+        shown: what the image is where it shows no contrast of the vocabulary, in a word (``phase``, ``scout`` ...); empty otherwise.
     """
 
     contrast: str
     confidence: float
     why: str
+    shown: str = ""
 
 
 def guess(tags: Mapping[str, Any]) -> Guess:
@@ -65,9 +67,9 @@ def guess(tags: Mapping[str, Any]) -> Guess:
     sequence = {str(word).upper() for word in _many(tags.get("ScanningSequence"))}
     text = f"{tags.get('SeriesDescription') or ''} {tags.get('ProtocolName') or ''}".replace("_", " ").lower()
     word = next((name for pattern, name in WORDS if re.search(pattern, text)), None)
-    for types, pattern, what in NO_CONTRAST:
+    for types, pattern, what, name in NO_CONTRAST:
         if types & kinds or re.search(pattern, text):
-            return Guess(contrasts.UNKNOWN, 0.0, what)
+            return Guess(contrasts.UNKNOWN, 0.0, what, name)
     if {"T1 MAP", "T1_MAP"} & kinds or re.search(r"\bt1 ?map", text):
         return Guess("T1map", 0.95 if {"T1 MAP", "T1_MAP"} & kinds else 0.5, "a T1 map")
     if word == "MP2RAGE":
@@ -75,7 +77,7 @@ def guess(tags: Mapping[str, Any]) -> Guess:
             return Guess("MP2RAGE", 0.95, "image type UNI")
         if re.search(r"\buni(t1|form)?\b", text):
             return Guess("MP2RAGE", 0.5, "described as the uniform image of an MP2RAGE")
-        return Guess(contrasts.UNKNOWN, 0.0, "an inversion image or a map of an MP2RAGE, not its uniform image")
+        return Guess(contrasts.UNKNOWN, 0.0, "an inversion image or a map of an MP2RAGE, not its uniform image", "inversion")
     if "ADC" in kinds or any("ADC" in kind for kind in kinds):
         return Guess("ADC", 0.95, "image type ADC")
     if {"TRACEW", "TRACE"} & kinds:
@@ -84,10 +86,10 @@ def guess(tags: Mapping[str, Any]) -> Guess:
         return Guess("FA", 0.95, "image type FA")
     physics, why = _physics(tags, sequence, text)
     if "EP" in sequence and physics is None and word not in ("DWI", "ADC", "FA", "PWI"):
-        return Guess(contrasts.UNKNOWN, 0.0, f"{why}: echo-planar without a b-value")
+        return Guess(contrasts.UNKNOWN, 0.0, f"{why}: echo-planar without a b-value", "epi")
     b = _number(tags.get("DiffusionBValue"))
     if b is not None and b <= B0 and word in (None, "DWI"):
-        return Guess(contrasts.UNKNOWN, 0.0, f"{why}: a diffusion series' image without diffusion weighting")
+        return Guess(contrasts.UNKNOWN, 0.0, f"{why}: a diffusion series' image without diffusion weighting", "b0")
     agent = str(tags.get("ContrastBolusAgent") or "").strip().lower() not in NO_AGENT
     given = re.sub(WITHOUT, " ", text)
     enhanced = agent or bool(re.search(r"\b(gd|gado\w*|post|ce|contrast|km)\b|\+ ?c\b", given))

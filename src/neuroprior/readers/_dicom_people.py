@@ -91,7 +91,10 @@ class People:
         if facts in self._seen:
             return
         self._seen.add(facts)
+        number = _plain(str(tags.get("PatientID") or ""))
         for text in _texts(tags, NAMES):
+            if any(c.isdigit() for c in text) and "^" not in text.strip("^") and _plain(text) == number:
+                continue  # an identifier in the name's place: its letters are a study's (STUDY-0001), no name
             for form in _forms(text):
                 self.words |= {word for word in _words(form) if _telling(word)}
         self.numbers |= {number for text in _texts(tags, NUMBERS) if len(number := _plain(text)) >= 3 and number not in NOBODY}

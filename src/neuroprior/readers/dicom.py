@@ -132,7 +132,7 @@ def read(
         into: the conversion folder, of any number of datasets: those that share it share the key, and a patient has one pseudonym in all of them.
             ``dicom-converted`` beside the root where not given. Nothing is written elsewhere.
         name: the dataset's name; by default the folder's, or a keyed hash where that names a patient.
-        contrast_map: a guess (``T2w``) or ``unknown`` -> a canonical name.
+        contrast_map: a guess (``T2w``), ``unknown``, or what an image without a contrast is (``phase``, ``epi``) -> a canonical name.
         tell: where to say what was left out and why; file names are never said.
         gathered: what ``gather`` found for the same root and conversion folder.
 
@@ -157,11 +157,16 @@ def read(
         study = str(one.first.get("StudyInstanceUID") or one.uid)
         session = sessions[subject, study]
         found = guess(one.first)
-        contrast = (contrast_map or {}).get(found.contrast, found.contrast)
+        raw = found.shown or found.contrast
+        contrast = (contrast_map or {}).get(raw, found.contrast)
         place = into / keyed(f"{dataset}\n{one.uid}", key, 16)  # two datasets may hold series of one identifier
         checked = check_slices(one)
         problems, notes = list(checked.problems), list(checked.notes)
-        if contrast == contrasts.UNKNOWN:
+        if contrast == contrasts.UNKNOWN and found.shown:
+            problems.append(
+                f"it shows no contrast of the vocabulary ({found.why}); to use it all the same, map it with a contrast map: {raw}: T1w"
+            )
+        elif contrast == contrasts.UNKNOWN:
             problems.append(
                 f"the contrast cannot be told from the sequence ({found.why}); map it with a contrast map: unknown: T1w"
             )
@@ -186,7 +191,7 @@ def read(
         }  # fmt: skip
         yield Scan(
             scan=f"{dataset}/sub-{subject}_{session}_{contrast}{'' if nth == 1 else f'-{nth}'}", dataset=dataset,
-            subject=f"{dataset}/sub-{subject}", session=session, contrast=contrast, contrast_raw=found.contrast,
+            subject=f"{dataset}/sub-{subject}", session=session, contrast=contrast, contrast_raw=raw,
             path=str(path), age=_age(first), sex=_people.sex(first.get("PatientSex")), scanner=" ".join(words) or None,
             columns={key: value for key, value in columns.items() if value is not None},
             status=BAD if problems else WARNING if notes else OK, reasons=(*problems, *notes),
