@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -338,14 +338,20 @@ def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Poo
         "options": options.key(),
         "name": source.name or "",
     }
-    before = earlier.note_of(source)
+    dicom = source.module if reader == "dicom" else None
+    if dicom is not None:
+        note = _covered(source, options, earlier, note)
+    before = earlier.note_of(replace(source, root=Path(note["root"])))
     if {**before, "left_out": 0} == {**note, "left_out": 0} and (rows := _kept(earlier.rows_of(note["root"]), tree)) is not None:
         return Piece(source, rows, note, int(before.get("left_out", 0)), rows.num_rows, untouched=True)
     said: dict[str, Any] = {"contrast_map": options.mapping}
     said |= {"name": source.name} if source.name else {}
     said |= {"column_map": options.column} if reader == "table" else {}
     said |= {"variables": options.variables} if reader == "openmind" else {}
-    said |= {"into": options.converted / (source.name or source.root.name)} if reader == "dicom" else {}
+    if dicom is not None:
+        gathered = dicom.gather(source.root, options.converted, name=source.name, tree=tree)
+        note |= {"root": tables.clean(gathered.shown), "name": _called(source, options)}
+        said = {"contrast_map": options.mapping, "into": options.converted, "name": gathered.dataset, "gathered": gathered}
     said |= {"tree": tree} if reader in ("bids", "synthetic") else {}
     try:
         found = tables.read_index(source.root) if source.module is None else list(source.module.read(source.root, **said))
@@ -354,13 +360,13 @@ def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Poo
     except NeuropriorError as error:
         if source.why == "asked for":
             raise
-        logger.error("%s cannot be read and is a row with the reason: %s", source.root, error)
-        name = source.name or source.root.name
+        logger.error("%s cannot be read and is a row with the reason: %s", note["root"], error)
+        name = said.get("name") or source.root.name
         found = [Scan(
-            scan=f"{name}/?", dataset=name, subject=f"{name}/?", session="", contrast=UNKNOWN, contrast_raw="", path=str(source.root),
+            scan=f"{name}/?", dataset=name, subject=f"{name}/?", session="", contrast=UNKNOWN, contrast_raw="", path=str(source.root) if dicom is None else note["root"],
             status=BAD, reasons=(f"the dataset cannot be read: {error.reason}",),
         )]  # fmt: skip
-    logger.info("%s: %d scans (%s: %s)", source.root, len(found), reader, source.why)
+    logger.info("%s: %d scans (%s: %s)", note["root"], len(found), reader, source.why)
     found = _licensed(_named_once(_nameless(found, source.root)), options.licence)
     columns = frozenset({name for scan in found for name in scan.columns})
     condition, left_out = options.condition, 0
@@ -389,6 +395,18 @@ def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Poo
     where = tables.SCHEMA.get_field_index("source")
     table = table.set_column(where, "source", pa.array([note["root"]] * table.num_rows, pa.string()))
     return Piece(source, table, note, left_out, len(reused), columns)
+
+
+def _called(source: Source, options: Options) -> str:
+    """A DICOM dataset's longer name as the index notes it: a keyed hash, for it may name a patient."""
+    return (source.module.cover(source.name, options.converted) or "") if source.name else ""
+
+
+def _covered(source: Source, options: Options, earlier: Earlier, note: dict[str, str]) -> dict[str, str]:
+    """The note of a DICOM dataset as the earlier index has it where its path names a patient: what stands for the path."""
+    hidden = source.module.cover(str(source.root), options.converted)
+    known = hidden is not None and earlier.note_of(replace(source, root=Path(hidden)))
+    return {**note, "root": hidden if hidden and known else note["root"], "name": _called(source, options)}
 
 
 def _same(scan: Any, old: tuple[str, int | None, int | None, int], settings: str) -> bool:
@@ -493,20 +511,27 @@ def sources_of(roots: list[Path], reader: str) -> list[Source]:
     twice = [str(root) for root, n in Counter(source.root for source in found).items() if n > 1]
     if twice:
         raise InputError("a dataset is given twice", file=twice[0], next_step="give it once")
-    names = Counter(bids.dataset_name(source.root).casefold() for source in found if source.module is not None)
+
+    def called(source: Source) -> str:
+        return source.root.name if source.module.__name__.endswith(".dicom") else bids.dataset_name(source.root)
+
+    names = Counter(called(source).casefold() for source in found if source.module is not None)
     out, used = [], set(names)
     for source in found:
-        name = bids.dataset_name(source.root)
-        if source.module is None or names[name.casefold()] == 1:
+        if source.module is None or names[called(source).casefold()] == 1:
             out.append(source)
             continue
+        name = called(source)
         longer = f"{source.root.resolve().parent.name}-{name}"
         number = 1
         while (longer if number == 1 else f"{longer}-{number}").casefold() in used:
             number += 1
         longer = longer if number == 1 else f"{longer}-{number}"
         used.add(longer.casefold())
-        logger.warning("several datasets are called %r; that of %s is called %r", name, source.root, longer)
+        if source.module.__name__.endswith(".dicom"):  # its folder may be named after a patient
+            logger.warning("several datasets have one name; that of a DICOM folder gets the name of the folder above in front")
+        else:
+            logger.warning("several datasets are called %r; that of %s is called %r", name, source.root, longer)
         out.append(Source(source.root, longer, source.module, source.why))
     return out
 
@@ -520,9 +545,10 @@ def _datasets(root: Path, reader: str) -> list[tuple[Path, Any, str]]:
         raise InputError("there is no such folder", file=root)
     if reader != "auto":
         return [(root, shelf.load("readers", reader), "asked for")]
-    # the most particular reader first: bids recognises nearly everything
-    order = sorted(shelf.names("readers"), key=lambda name: (name == "bids", name == "dicom", name))
-    modules = [shelf.load("readers", name) for name in order]
+    # the most particular reader first: bids recognises nearly everything; DICOM may lie in every dataset and is asked for last
+    order = sorted(shelf.names("readers"), key=lambda name: (name == "bids", name))
+    modules = [shelf.load("readers", name) for name in order if name != "dicom"]
+    dicom = shelf.load("readers", "dicom")
 
     def recognised(folder: Path) -> tuple[Any, str] | None:
         for module in modules:
@@ -542,6 +568,11 @@ def _datasets(root: Path, reader: str) -> list[tuple[Path, Any, str]]:
         [child for child in sorted(root.iterdir()) if child.is_dir() and not child.name.startswith(".")] if root.is_dir() else []
     )
     told = [(child, *one) for child in children if (one := recognised(child)) is not None]
+    if not told and (why := dicom.recognises(root)):
+        return [(root, dicom, why)]
+    theirs = {folder for folder, _, _ in told}
+    rest = [child for child in children if child not in theirs and not (told and child.name == "sourcedata")]
+    told = sorted([*told, *((child, dicom, why) for child in rest if (why := dicom.recognises(child)))], key=lambda one: one[0])
     if not told:
         raise InputError(
             "no dataset was recognised here", file=root, expected="a BIDS dataset, a folder of them, DICOM files, or a table of scans",
@@ -549,15 +580,24 @@ def _datasets(root: Path, reader: str) -> list[tuple[Path, Any, str]]:
             next_step="give the folder that holds sub-*, or a table: neuroprior index scans.csv --reader table",
         )  # fmt: skip
     others = [child.name for child in children if child not in {folder for folder, _, _ in told}]
-    logger.info(
-        "%s holds %d datasets: %s%s",
-        root,
-        len(told),
-        ", ".join(child.name for child, _, _ in told[:10]),
-        " ..." * (len(told) > 10),
-    )
-    if others:
+    if any(module is dicom for _, module, _ in told):  # such folders may be named after patients
         logger.info(
-            "no reader recognises %d other folders: %s%s", len(others), ", ".join(others[:10]), " ..." * (len(others) > 10)
+            "%d datasets were found in a folder, %d of them DICOM", len(told), sum(module is dicom for _, module, _ in told)
         )
+        if others:
+            logger.warning("no reader recognises %d other folders: a dataset further down must be given by itself", len(others))
+    else:
+        logger.info(
+            "%s holds %d datasets: %s%s",
+            root,
+            len(told),
+            ", ".join(child.name for child, _, _ in told[:10]),
+            " ..." * (len(told) > 10),
+        )
+        if others:
+            logger.info(
+                "no reader recognises %d other folders: %s%s", len(others), ", ".join(others[:10]), " ..." * (len(others) > 10)
+            )
+    if dicom.marked(root):
+        logger.warning("DICOM files that lie beside the folders of datasets are left out: move them into a folder of their own")
     return told

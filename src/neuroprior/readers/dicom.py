@@ -7,7 +7,8 @@
 - **Nothing that says who it is leaves the files.** Subjects are ``sub-`` and a keyed hash of the patient's identifier; the key is drawn once
   and stays in the conversion folder (``key.bin``, only readable by you): delete it, and nobody can match identifiers any more. Sessions are
   numbered by date, the date itself is left out (``days_since_first`` is kept). Ages are whole years, 90 for all above 89 (HIPAA safe
-  harbor). Of free text nothing is kept; the NIfTI header's text fields are blanked; file names of the tree are never written down.
+  harbor). A folder that is named as a patient is gets a keyed hash for a name (``_dicom_people``). Of free text nothing is kept; the NIfTI
+  header's text fields are blanked; file names of the tree are never written down.
 
 Conversion: Li X et al., The first step for neuroimaging data analysis: DICOM to NIfTI conversion, J Neurosci Methods 264 (2016), through the
 ``dcm2niix`` wheel; headers: ``pydicom`` (the extra ``dicom``).
@@ -15,37 +16,32 @@ Conversion: Li X et al., The first step for neuroimaging data analysis: DICOM to
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import os
-import secrets
 import shutil
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core import artifacts, contrasts
+from ..core import artifacts, contrasts, shelf
 from ..core.errors import ArtifactError, InputError, MissingDependency
 from ..core.records import BAD, OK, WARNING, Scan
-from . import _people
+from . import _dicom_frames, _people
 from ._dicom_contrast import guess
+from ._dicom_people import People, cover, key_of, keyed
+from ._dicom_people import subject as subject_of
+from ._dicom_slices import Series, check_slices, number
+from ._tree import DEEPEST, Tree, walk
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-FEWEST_SLICES = 8
-"""A series of fewer slices is a localiser or a planning image, no volume."""
-GAP = 1.5
-"""A step between slices above this many median steps is a gap."""
-SHEAR = 0.02
-"""Slices that shift sideways by more than this share of their distance are tilted (about 1.1 degrees)."""
 UNSURE = 0.5
 """A guess of this confidence or less makes the row a warning."""
 TIMEOUT_S = 600
@@ -55,69 +51,60 @@ _TAGS = (
     "PatientSex", "StudyDate", "SeriesNumber", "Modality", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "GantryDetectorTilt",
     "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "ScanningSequence", "SequenceVariant", "ContrastBolusAgent", "DiffusionBValue",
     "SeriesDescription", "ProtocolName", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength", "Rows", "Columns", "NumberOfFrames",
-    "AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "InstanceNumber", "AcquisitionTime", "TriggerTime",
+    "AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "InstanceNumber", "AcquisitionTime", "TriggerTime", "SpacingBetweenSlices",
+    "SliceThickness", "ImagesInAcquisition", "OtherPatientNames", "PatientBirthName", "OtherPatientIDs", "AccessionNumber",
 )  # fmt: skip
-_VOLUME_TAGS = (
-    "EchoTime",
-    "EchoNumbers",
-    "DiffusionBValue",
-    "TemporalPositionIdentifier",
-    "AcquisitionNumber",
-    "ImageType",
-    "TriggerTime",
-)
-"""What tells two slices at one place apart as members of two volumes."""
-
-
-@dataclass
-class Series:
-    """One series: a file and its tags for every slice."""
-
-    uid: str
-    slices: list[tuple[Path, Mapping[str, Any]]] = field(default_factory=list)
-    copies: int = 0
-
-    @property
-    def first(self) -> Mapping[str, Any]:
-        """The tags of the slice that comes first."""
-        return self.slices[0][1]
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What is wrong with a series.
+class Gathered:
+    """What a tree holds, and what may be said of it.
 
     Attributes:
-        problems: reasons not to convert it.
-        notes: what is told of a series that is converted.
-        volumes: how many volumes it holds.
+        series: the MR series, by subject, study and number.
+        others: what else is there, counted.
+        dataset: the folder's name, or what stands for it where it names a patient.
+        shown: the folder's path, or what stands for it where it names a patient.
     """
 
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    volumes: int = 1
+    series: list[Series]
+    others: Counter[str]
+    dataset: str
+    shown: str
 
 
 def recognises(root: Path) -> str | None:
-    """Why ``root`` holds DICOM, or None. Looks at the first files of at most 50 folders, for their ``DICM`` mark."""
+    """Why ``root`` holds DICOM, or None: where there is none, and where a folder is another reader's (each is then a dataset of its own).
+
+    Looks at the first files of at most 50 folders, for their ``DICM`` mark; a folder ``sourcedata`` below belongs to another dataset.
+    """
     if not root.is_dir():
         return None
-    pending, looked = [str(root)], 0
+    readers = [shelf.load("readers", name) for name in shelf.names("readers") if name != "dicom"]
+    pending, looked, found = [str(root)], 0, False
     while pending and looked < 50:
+        folder = pending.pop(0)
         looked += 1
         try:
-            with os.scandir(pending.pop(0)) as entries:
-                listing = sorted(entries, key=lambda entry: entry.name)
+            if any(reader.recognises(Path(folder)) for reader in readers):
+                return None
+            with os.scandir(folder) as entries:
+                below = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != ".")
         except OSError:
             continue
-        if looked == 1 and any(entry.name == "dataset_description.json" for entry in listing):
-            return None
-        files = [entry for entry in listing if not entry.name.startswith(".") and entry.is_file()]
-        for entry in files[:3]:
-            if _is_dicom(entry.path):
-                return "it has files with the DICM mark"
-        pending += [entry.path for entry in listing if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)]
-    return None
+        found = found or marked(Path(folder))
+        pending += [path for path in below if os.path.basename(path) != "sourcedata"]
+    return "it has files with the DICM mark" if found else None
+
+
+def marked(folder: Path) -> bool:
+    """Whether one of a folder's first own files has the ``DICM`` mark."""
+    try:
+        with os.scandir(folder) as entries:
+            files = sorted(entry.path for entry in entries if entry.name[0] != "." and entry.is_file())
+    except OSError:
+        return False
+    return any(_is_dicom(path) for path in files[:3])
 
 
 def _is_dicom(path: str) -> bool:
@@ -136,30 +123,33 @@ def read(
     name: str | None = None,
     contrast_map: Mapping[str, str] | None = None,
     tell: Callable[[str], None] = logger.info,
+    gathered: Gathered | None = None,
 ) -> Iterator[Scan]:
     """The series as scans, converted to NIfTI on the way; one that is converted already and has not changed is not converted again.
 
     Args:
         root: the folder with the files, in whatever order.
-        into: the conversion folder; beside the root (``NAME-converted``) where not given. Nothing is written elsewhere.
-        name: the dataset's name; by default the folder's.
-        contrast_map: a guess (``T2w``) or ``unknown`` -> a canonical name.
+        into: the conversion folder, of any number of datasets: those that share it share the key, and a patient has one pseudonym in all of them.
+            ``dicom-converted`` beside the root where not given. Nothing is written elsewhere.
+        name: the dataset's name; by default the folder's, or a keyed hash where that names a patient.
+        contrast_map: a guess (``T2w``), ``unknown``, or what an image without a contrast is (``phase``, ``epi``) -> a canonical name.
         tell: where to say what was left out and why; file names are never said.
+        gathered: what ``gather`` found for the same root and conversion folder.
 
     Raises:
-        InputError: no DICOM file of a magnetic resonance series is there.
+        InputError: no DICOM file of a magnetic resonance series is there, or the conversion folder's path names a patient.
         MissingDependency: the extra ``dicom`` is not installed.
     """
-    root = Path(os.path.abspath(root))
-    into = Path(os.path.abspath(into if into is not None else root.with_name(f"{root.name}-converted")))
-    dataset = name or root.name
-    series, others = collect(root, tell, skip=into)
+    into = _into(root, into)
+    gathered = gathered if gathered is not None else gather(root, into)
+    series, dataset = gathered.series, name or gathered.dataset
+    for what, count in sorted(gathered.others.items()):
+        tell(f"{dataset}: {count} {what} are left out")
     if not series:
-        raise InputError("no magnetic resonance series was found", file=root, expected="DICOM files of Modality MR",
-                         got=", ".join(f"{n} {what}" for what, n in sorted(others.items())) or "an empty folder")  # fmt: skip
-    into.mkdir(parents=True, exist_ok=True)
-    key = _key(into)
-    who = {one.uid: _subject(one.first, key) for one in series}
+        raise InputError("no magnetic resonance series was found", file=gathered.shown, expected="DICOM files of Modality MR",
+                         got=", ".join(f"{n} {what}" for what, n in sorted(gathered.others.items())) or "an empty folder")  # fmt: skip
+    key = key_of(into)
+    who = {one.uid: subject_of(one.first, key) for one in series}
     sessions, days = _sessions(series, who)
     copies: Counter[tuple[str, str, str]] = Counter()
     for one in series:
@@ -167,11 +157,16 @@ def read(
         study = str(one.first.get("StudyInstanceUID") or one.uid)
         session = sessions[subject, study]
         found = guess(one.first)
-        contrast = (contrast_map or {}).get(found.contrast, found.contrast)
-        place = into / hmac.new(key, one.uid.encode(), hashlib.sha256).hexdigest()[:16]
+        raw = found.shown or found.contrast
+        contrast = (contrast_map or {}).get(raw, found.contrast)
+        place = into / keyed(f"{dataset}\n{one.uid}", key, 16)  # two datasets may hold series of one identifier
         checked = check_slices(one)
         problems, notes = list(checked.problems), list(checked.notes)
-        if contrast == contrasts.UNKNOWN:
+        if contrast == contrasts.UNKNOWN and found.shown:
+            problems.append(
+                f"it shows no contrast of the vocabulary ({found.why}); to use it all the same, map it with a contrast map: {raw}: T1w"
+            )
+        elif contrast == contrasts.UNKNOWN:
             problems.append(
                 f"the contrast cannot be told from the sequence ({found.why}); map it with a contrast map: unknown: T1w"
             )
@@ -184,7 +179,7 @@ def read(
             reason = _convert(one, place, checked.volumes)
             problems += [reason] if reason else []
         copies[subject, session, contrast] += 1
-        number = copies[subject, session, contrast]
+        nth = copies[subject, session, contrast]
         first = one.first
         strength = _people.value(str(first.get("MagneticFieldStrength") or ""))
         words = [
@@ -192,11 +187,11 @@ def read(
         ]
         words += [f"{strength:g} T"] if isinstance(strength, (int, float)) else []
         columns: dict[str, Any] = {
-            "contrast_confidence": found.confidence, "contrast_why": found.why, "slices": len(one.slices), "days_since_first": days[subject, study],
+            "contrast_confidence": found.confidence, "contrast_why": found.why, "slices": len(one.looks), "days_since_first": days[subject, study],
         }  # fmt: skip
         yield Scan(
-            scan=f"{dataset}/sub-{subject}_{session}_{contrast}{'' if number == 1 else f'-{number}'}", dataset=dataset,
-            subject=f"{dataset}/sub-{subject}", session=session, contrast=contrast, contrast_raw=found.contrast,
+            scan=f"{dataset}/sub-{subject}_{session}_{contrast}{'' if nth == 1 else f'-{nth}'}", dataset=dataset,
+            subject=f"{dataset}/sub-{subject}", session=session, contrast=contrast, contrast_raw=raw,
             path=str(path), age=_age(first), sex=_people.sex(first.get("PatientSex")), scanner=" ".join(words) or None,
             columns={key: value for key, value in columns.items() if value is not None},
             status=BAD if problems else WARNING if notes else OK, reasons=(*problems, *notes),
@@ -206,8 +201,51 @@ def read(
 # ---------------------------------------------------------------------------------------------------------- the tree
 
 
-def collect(root: Path, tell: Callable[[str], None], skip: Path | None = None) -> tuple[list[Series], Counter[str]]:
-    """The MR series of a tree, by subject, study and number, and what else was there, counted.
+def _into(root: Path, into: Path | None) -> Path:
+    return Path(os.path.abspath(into if into is not None else Path(os.path.abspath(root)).with_name("dicom-converted")))
+
+
+def gather(root: Path, into: Path | None = None, *, name: str | None = None, tree: Tree | None = None) -> Gathered:
+    """Read the headers of a tree, and see whether its path says who somebody is.
+
+    Args:
+        root: the folder with the files.
+        into: the conversion folder, as in ``read``; it is made here, with its key.
+        name: what the dataset would be called; by default as the folder is.
+        tree: the root's files, where they are listed already.
+
+    Raises:
+        InputError: the conversion folder's path names a patient.
+        MissingDependency: pydicom is absent.
+    """
+    root, into = Path(os.path.abspath(root)), _into(root, into)
+    series, others, people = collect(tree if tree is not None else walk(root), into)
+    telling = people.told_by_path(into)
+    if telling > 1:
+        raise InputError(
+            "the folder for converted images lies below a folder that is named as a patient is, and every path would say it",
+            expected="a place that names nobody", next_step="give another place for the index: --out",
+        )  # fmt: skip
+    if telling:
+        logger.warning(
+            "a folder above the converted images shares a word with a patient's name or a date: every path will say it"
+        )
+    dataset, shown = name or root.name, str(root)
+    if series or people.told_by_path(root) or people.told_by(dataset):
+        into.mkdir(parents=True, exist_ok=True)
+        key_of(into)
+    hidden = cover(str(root), into) or ""
+    if people.told_by(dataset):
+        logger.warning(
+            "a folder is named as a patient of its files is, or by a date: in all that is written it is called %s; for a better name, rename the "
+            "folder or give a link to it with another name", hidden,
+        )  # fmt: skip
+        dataset = hidden
+    return Gathered(series, others, dataset, hidden if people.told_by_path(root) else shown)
+
+
+def collect(tree: Tree, skip: Path) -> tuple[list[Series], Counter[str], People]:
+    """The MR series of a tree, by subject, study and number; what else was there, counted; and who the files are of.
 
     Raises:
         MissingDependency: pydicom is absent.
@@ -216,23 +254,29 @@ def collect(root: Path, tell: Callable[[str], None], skip: Path | None = None) -
         import pydicom
         from pydicom.errors import InvalidDicomError
     except ImportError:
-        raise MissingDependency(
-            "DICOM needs pydicom", file=root, next_step='install the extra: pip install "neuroprior[dicom]"'
-        ) from None
+        raise MissingDependency("DICOM needs pydicom", next_step='install the extra: pip install "neuroprior[dicom]"') from None
     import warnings
 
     found: dict[str, Series] = {}
+    people = People()
     others: Counter[str] = Counter()
+    others["folders that may not be listed"] = len(tree.closed)
+    entered = {*tree.files, *(folder for folder, _ in tree.closed)}
+    others[f"folders more than {DEEPEST} levels down"] = sum(
+        f"{at}/{name}" not in entered for at, names in tree.folders.items() for name in names
+    )
     seen: dict[str, set[str]] = defaultdict(set)
-    for path in _files(root, skip):
+    for path in _files(tree, skip):
         if not _is_dicom(str(path)):
-            others["files that are no DICOM"] += 1
+            others["NIfTI images" if path.name.endswith((".nii", ".nii.gz")) else "files that are no DICOM"] += 1
             continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # values out of their norm are no reason to stop
-                raw = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+                raw = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, *_dicom_frames.TAGS])
                 tags = {tag: _plain(raw, tag) for tag in _TAGS}
+                whole, frames = _dicom_frames.frames(raw, _plain)
+                tags |= {tag: value for tag, value in whole.items() if tags.get(tag) is None}
         except (
             InvalidDicomError,
             OSError,
@@ -250,6 +294,9 @@ def collect(root: Path, tell: Callable[[str], None], skip: Path | None = None) -
             logger.debug("a DICOM file cannot be read: %s", type(error).__name__)
             others["damaged DICOM files"] += 1
             continue
+        people.add(tags)
+        if frames:
+            tags["frames"] = frames
         if str(tags.get("Modality") or "") != "MR":
             others["DICOM files of another modality" if tags.get("Modality") else "damaged DICOM files"] += 1
             continue
@@ -261,156 +308,35 @@ def collect(root: Path, tell: Callable[[str], None], skip: Path | None = None) -
             continue
         seen[uid].add(instance)
         one.slices.append((path, tags))
-    for what, count in sorted(others.items()):
-        tell(f"{root.name}: {count} {what} are left out")
     for one in found.values():
-        one.slices.sort(key=lambda item: (_float(item[1].get("InstanceNumber")) or 0.0, str(item[0])))
+        one.slices.sort(key=lambda item: (number(item[1].get("InstanceNumber")) or 0.0, str(item[0])))
     order = sorted(
-        found.values(), key=lambda one: (str(one.first.get("PatientID") or ""), str(one.first.get("StudyDate") or ""), _float(one.first.get("SeriesNumber")) or 0.0, one.uid)
+        found.values(), key=lambda one: (str(one.first.get("PatientID") or ""), str(one.first.get("StudyDate") or ""), number(one.first.get("SeriesNumber")) or 0.0, one.uid)
     )  # fmt: skip
-    return order, others
+    return order, +others, people
 
 
-def _files(root: Path, skip: Path | None) -> Iterator[Path]:
-    pending = [str(root)]
-    while pending:
-        folder = pending.pop()
-        if skip is not None and Path(folder) == skip:
+def _files(tree: Tree, skip: Path) -> Iterator[Path]:
+    """Every file of a tree once, whatever links lead to it, outside the conversion folder."""
+    entered: set[str] = set()
+    for folder, names in tree.files.items():
+        real = os.path.realpath(folder)
+        if real in entered or Path(folder).is_relative_to(skip):
             continue
-        try:
-            with os.scandir(folder) as entries:
-                listing = sorted(entries, key=lambda entry: entry.name)
-        except OSError:
-            continue
-        for entry in listing:
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(entry.path)
-            elif entry.is_file() and entry.name.upper() != "DICOMDIR":
-                yield Path(entry.path)
+        entered.add(real)
+        yield from (Path(folder, name) for name in names if name.upper() != "DICOMDIR")
 
 
 def _plain(raw: Any, tag: str) -> Any:
     value = raw.get(tag)
     if value is None or isinstance(value, (str, int, float)):
         return value
-    if hasattr(value, "__iter__") and not isinstance(value, bytes):
+    if hasattr(value, "__iter__") and not isinstance(value, bytes) and type(value).__name__ != "PersonName":
         return [item if isinstance(item, (str, int, float)) else str(item) for item in value]
     return str(value)
 
 
-def _float(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None
-
-
-def _vector(value: Any, n: int) -> np.ndarray | None:
-    numbers = [_float(item) for item in value] if isinstance(value, list) else []
-    return np.array(numbers, dtype=np.float64) if len(numbers) == n and None not in numbers else None
-
-
-# ------------------------------------------------------------------------------------------------------------- checks
-
-
-def check_slices(series: Series) -> Checked:
-    """What is wrong with a series' slices: missing, doubled, turned, tilted, too few; and what is worth telling."""
-    problems: list[str] = []
-    notes = [f"{series.copies} copies of slices are left out"] if series.copies else []
-    first = series.first
-    kinds = {str(word).upper() for word in first.get("ImageType") or [] if isinstance(first.get("ImageType"), list)}
-    if "LOCALIZER" in kinds:
-        return Checked(("a localiser, no volume",), tuple(notes))
-    frames = _float(first.get("NumberOfFrames")) or 1
-    if frames > 1:
-        return Checked((), tuple(notes))  # one file holds the volume; its places are in its own tables, which dcm2niix reads
-    if len(series.slices) < FEWEST_SLICES:
-        return Checked((f"{len(series.slices)} slices are no volume (at least {FEWEST_SLICES})",), tuple(notes))
-    sizes = {(str(tags.get("Rows")), str(tags.get("Columns"))) for _, tags in series.slices}  # damaged ones are lists
-    if len(sizes) > 1:
-        problems.append(f"slices of {len(sizes)} sizes in one series")
-    places = [_vector(tags.get("ImagePositionPatient"), 3) for _, tags in series.slices]
-    turns = [_vector(tags.get("ImageOrientationPatient"), 6) for _, tags in series.slices]
-    lost = sum(place is None or turn is None for place, turn in zip(places, turns))
-    if lost:
-        return Checked((*problems, f"{lost} of {len(places)} slices state no position"), tuple(notes))
-    positions, orientations = np.array(places), np.array(turns)
-    if np.abs(orientations - orientations[0]).max() > 1e-2:
-        return Checked((*problems, "slices of several orientations in one series"), tuple(notes))
-    normal = np.cross(orientations[0, :3], orientations[0, 3:])
-    if np.linalg.norm(normal) < 0.5:
-        return Checked((*problems, "the orientation is no orientation"), tuple(notes))
-    normal /= np.linalg.norm(normal)
-    along = positions @ normal
-    levels, owner, counts = np.unique(np.round(along, 2), return_inverse=True, return_counts=True)
-    if len(levels) < FEWEST_SLICES:
-        return Checked((*problems, f"slices at {len(levels)} places are no volume (at least {FEWEST_SLICES})"), tuple(notes))
-    steps = np.diff(levels)
-    step = float(np.median(steps))
-    wide = steps > GAP * step
-    if wide.any():
-        missing = int(np.rint(steps[wide] / step - 1).sum())
-        problems.append(
-            f"about {max(missing, 1)} slices are missing: a step of {steps.max():.1f} mm among steps of {step:.1f} mm"
-        )
-    elif np.abs(steps - step).max() > 0.1 * step:
-        notes.append(f"slices lie {steps.min():.2f} to {steps.max():.2f} mm apart; they are taken as {step:.2f} mm")
-    volumes = 1
-    if counts.max() > 1:
-        volumes = int(counts.max())
-        told_apart = all(
-            _told_apart([tags for (_, tags), n in zip(series.slices, owner) if n == level]) for level in range(len(levels))
-        )
-        if counts.min() != counts.max() or not told_apart:
-            doubled = int((counts > np.median(counts)).sum()) if counts.min() != counts.max() else len(levels)
-            problems.append(
-                f"{doubled} places hold more slices than the others or slices that nothing tells apart: duplicate positions"
-            )
-    tilt = _float(first.get("GantryDetectorTilt")) or 0.0
-    middle = np.array([positions[owner == level].mean(axis=0) for level in range(len(levels))])
-    aside = middle - middle[0] - np.outer((middle - middle[0]) @ normal, normal)
-    shear = float(np.linalg.norm(aside[-1]) / max(levels[-1] - levels[0], 1e-6))
-    if shear > SHEAR or abs(tilt) > 0.5:
-        angle = np.degrees(np.arctan(shear)) if shear > SHEAR else abs(tilt)
-        problems.append(f"the slices are tilted by {angle:.1f} degrees (gantry tilt): resample it before")
-    return Checked(tuple(problems), tuple(notes), volumes)
-
-
-def _told_apart(tags: list[Mapping[str, Any]]) -> bool:
-    return len({tuple(str(one.get(tag)) for tag in _VOLUME_TAGS) for one in tags}) == len(tags)
-
-
 # ------------------------------------------------------------------------------------------------------------- people
-
-
-def _key(into: Path) -> bytes:
-    """The conversion folder's secret, drawn where there is none yet. Not a function of a seed: it must not be guessed."""
-    path = into / "key.bin"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != 32:
-            raise ArtifactError("the conversion folder's key is damaged", file=path, expected="32 bytes", got=f"{len(key)} bytes",
-                                next_step="choose another conversion folder") from None  # fmt: skip
-        return key
-    key = secrets.token_bytes(32)
-    with os.fdopen(handle, "wb") as file:
-        file.write(key)
-    return key
-
-
-def _subject(tags: Mapping[str, Any], key: bytes) -> tuple[str, bool]:
-    """The subject's pseudonym, and whether the files name no patient."""
-    identity = str(tags.get("PatientID") or "").strip()
-    if identity:
-        text = f"id {identity} {str(tags.get('IssuerOfPatientID') or '').strip()}"
-    elif str(tags.get("PatientName") or "").strip():
-        text = f"name {tags.get('PatientName')} {tags.get('PatientBirthDate')}"
-    else:
-        text = f"study {tags.get('StudyInstanceUID') or tags.get('SeriesInstanceUID')}"
-    return hmac.new(key, text.encode("utf-8", errors="replace"), hashlib.sha256).hexdigest()[:12], text.startswith("study ")
 
 
 def _sessions(
@@ -432,8 +358,8 @@ def _sessions(
     for subject, studies in dates.items():
         known = [day for day in studies.values() if day is not None]
         order = sorted(studies, key=lambda study: (studies[study] or date.max, study))
-        for number, study in enumerate(order, start=1):
-            names[subject, study] = f"ses-{number:02d}"
+        for nth, study in enumerate(order, start=1):
+            names[subject, study] = f"ses-{nth:02d}"
             day = studies[study]
             days[subject, study] = (day - min(known)).days if day is not None else None
     return names, days

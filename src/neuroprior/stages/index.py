@@ -178,7 +178,12 @@ def index(
         if piece.source.module is None:
             given = {**dict(zip(*(piece.table.column(name).to_pylist() for name in ("subject", "split")))), **given}
     table = _split(
-        table, fractions, seed, given, [part.strip() for part in stratify.split(",") if part.strip()], [*groups, *pairs]
+        table,
+        fractions,
+        seed,
+        given,
+        [part.strip() for part in stratify.split(",") if part.strip()],
+        [*groups, *pairs, *_patients(table, made)],
     )
     tables.write_table(table, out, settings=options.key(), sources=[{**piece.note, "left_out": piece.left_out} for piece in made])
     earlier.done()
@@ -257,6 +262,16 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
         for a, b in zip(table["left_subject"], table["right_subject"])
         if isinstance(a, str) and isinstance(b, str)
     ]
+
+
+def _patients(table: pa.Table, made: list[indexing.Piece]) -> list[list[str]]:
+    """Groups of subjects of several DICOM datasets that are one patient: the keyed hash of the identifier is the same."""
+    roots = {piece.note["root"] for piece in made if piece.note["reader"] == "dicom"}
+    same: dict[str, set[str]] = {}
+    for subject, root in zip(table.column("subject").to_pylist(), table.column("source").to_pylist()):
+        if root in roots and "/sub-" in subject:
+            same.setdefault(subject.rsplit("/", 1)[-1], set()).add(subject)
+    return [sorted(subjects) for subjects in same.values() if len(subjects) > 1]
 
 
 def _order(table: pa.Table) -> Any:
@@ -400,5 +415,5 @@ def _summary(
         out, status.get(OK, 0), status.get(WARNING, 0), status.get(BAD, 0), sum(piece.reused for piece in made), counts(table.column("dataset")),
         len(pc.unique(table.column("subject"))), counts(table.column("contrast")), {k: n for k, n in counts(unknown).items() if k}, issues,
         dict(sorted(licences.items())), left_out, sum(counts(table.column("check_faces")).get(text, 0) for text in faces),
-        {str(piece.source.root): f"{piece.note['reader']}: {piece.source.why}" for piece in made}, seconds,
+        {piece.note["root"]: f"{piece.note['reader']}: {piece.source.why}" for piece in made}, seconds,
     )  # fmt: skip
