@@ -7,11 +7,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
+from ._identifying import identifying
 
 MISSING = frozenset({"", "n/a", "na", "nan", "none", "null"})
 """Texts that stand for "not known", compared without case."""
@@ -38,13 +39,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 """Field of a scan -> names of table columns that may hold it, in order of preference, compared without case."""
 
-IDENTIFYING = re.compile(
-    r"(patient|subject|participant|first|last|middle|given|family|maiden|full|sur|child)?_?names?|initials|(date_?of_?)?birth_?(date|day)?|dob|mrn|"
-    r"medical_?record(_?number)?|patient_?id|hospital_?(id|number)|ssn|social_?security(_?number)?|(home_?|street_?)?address|street|zip(_?code)?|"
-    r"post_?code|(tele)?phone(_?number)?|mobile|fax|e_?mail(_?address)?|insurance(_?number)?|passport(_?number)?|referring_?physician(_?name)?"
-)
-"""Names of columns that say who somebody is; their cells go nowhere."""
-
 _YEARS = {"year": 1.0, "month": 1 / 12, "week": 7 / 365.25, "day": 1 / 365.25}
 _UNITS = {name: years for unit, years in _YEARS.items() for name in (unit, f"{unit}s")} | {
     "mo": 1 / 12, "mos": 1 / 12, "mth": 1 / 12, "wk": 7 / 365.25, "wks": 7 / 365.25, "d": 1 / 365.25, "m": 1 / 12, "w": 7 / 365.25,
@@ -53,13 +47,6 @@ UNTOLD = "untold, and not years"
 """The unit of an age column that cannot be years and states no other."""
 _SEX = {"f": "F", "female": "F", "woman": "F", "girl": "F", "m": "M", "male": "M", "man": "M", "boy": "M"}
 _OURS = frozenset((*SYNONYMS, "split"))
-
-
-@lru_cache(maxsize=4096)
-def identifying(column: str) -> bool:
-    """Whether a column's name says that its cells tell who somebody is."""
-    plain = re.sub(r"[\s\-.]+", "_", column.strip()).casefold()
-    return IDENTIFYING.fullmatch(re.sub(r"^(session|image)_", "", plain)) is not None
 
 
 def once(tell: Callable[[str], None]) -> Callable[[str], None]:
@@ -195,6 +182,26 @@ def sex(raw: object, levels: Mapping[str, Any] | None = None) -> str | None:
         meaning = next((str(word) for code, word in levels.items() if str(code).casefold() == text.casefold()), "")
         found = _SEX.get(meaning.strip().casefold())
     return found
+
+
+def synonym(field: str, row: Iterable[str]) -> str | None:
+    """The column of a row that holds a field, or None."""
+    by_key = {name.casefold(): name for name in row if name}
+    return next((by_key[name] for name in SYNONYMS[field] if name in by_key), None)
+
+
+def day(text: object) -> date | None:
+    """The day of a time as tables write it (``2009-06-15T13:45:30``, ``2009-06-15``, ``20090615``), or None."""
+    try:
+        return datetime.fromisoformat(str(text).strip()).date()
+    except ValueError:
+        return None
+
+
+def raw(cell: object) -> str:
+    """A cell as the text that it is, an empty one where nothing is known; ``1E5`` stays ``1E5``."""
+    text = "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else str(cell).strip()
+    return "" if text.casefold() in MISSING else text
 
 
 def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
