@@ -160,7 +160,7 @@ def distrusted(rows: Iterable[Mapping[str, Any]], dictionary: Mapping[str, Any],
     columns: dict[str, float] = {}
     for row in rows:
         for name, cell in row.items():
-            if name and name.casefold() in SYNONYMS["age"] and not any(f"_{unit}" in name.casefold() for unit in _YEARS):
+            if name and name.casefold() in SYNONYMS["age"] and unit_in(name) is None:
                 number = value(cell)
                 if isinstance(number, (int, float)):
                     columns[name] = max(columns.get(name, 0.0), number)
@@ -188,6 +188,11 @@ def synonym(field: str, row: Iterable[str]) -> str | None:
     """The column of a row that holds a field, or None."""
     by_key = {name.casefold(): name for name in row if name}
     return next((by_key[name] for name in SYNONYMS[field] if name in by_key), None)
+
+
+def unit_in(column: str) -> str | None:
+    """The unit that a column's name states (``age_months``), or None."""
+    return next((unit for unit in _YEARS if f"_{unit}" in column.casefold()), None)
 
 
 def day(text: object) -> date | None:
@@ -236,13 +241,13 @@ def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[
             entry = entry if isinstance(entry, Mapping) else {}
             if field == "age":
                 levels = None
-                units = entry.get("Units") or next((unit for unit in _YEARS if f"_{unit}" in name.casefold()), None)
+                units = entry.get("Units") or unit_in(name)
                 understood = age_years(cell, str(units) if units else None)
             elif field == "sex":
                 levels = entry.get("Levels")
                 understood = sex(cell, levels if isinstance(levels, Mapping) else None)
             else:
-                understood = str(cell)
+                understood = raw(row[name])  # a site 1E5 is no number
             if understood is None:
                 tell(f"{field} {cell!r} is not understood; it is kept as the column {name!r}")
                 columns[name] = cell
