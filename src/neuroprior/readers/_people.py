@@ -184,12 +184,6 @@ def sex(raw: object, levels: Mapping[str, Any] | None = None) -> str | None:
     return found
 
 
-def synonym(field: str, row: Iterable[str]) -> str | None:
-    """The column of a row that holds a field, or None."""
-    by_key = {name.casefold(): name for name in row if name}
-    return next((by_key[name] for name in SYNONYMS[field] if name in by_key), None)
-
-
 def unit_in(column: str) -> str | None:
     """The unit that a column's name states (``age_months``), or None."""
     return next((unit for unit in _YEARS if f"_{unit}" in column.casefold()), None)
