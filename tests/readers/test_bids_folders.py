@@ -143,3 +143,24 @@ def test_a_ring_of_links_gives_no_scan_twice(tmp_path: Path) -> None:
         scan(tmp_path / f"g/{one}/x.nii.gz")
         (tmp_path / f"g/{one}/to").symlink_to(tmp_path / "g" / other)
     assert _tree.walk(tmp_path / "g").count == 4
+
+
+def test_two_participants_tables_are_compared_by_what_they_mean(tmp_path: Path) -> None:
+    names = [f"sub-{n}/anat/sub-{n}_T1w.nii.gz" for n in range(1, 7)]
+    root = dataset(tmp_path / "d", *names)
+    ours = ["40\tF", "40\tM", "50\tM", "n/a\tF", "30\t1", "6 years\tF"]
+    theirs = ["40.0\tfemale", "44\tm", "50\tF", "12\tF", "30Y\t2", "7 years\tF"]
+    (root / "derivatives/x").mkdir(parents=True)
+    for folder, column, rows in ((root, "Age", ours), (root / "derivatives/x", "age", theirs)):
+        lines = [f"sub-{n}\t{row}" for n, row in enumerate(rows, start=1)]
+        (folder / "participants.tsv").write_text("\n".join([f"participant_id\t{column}\tsex", *lines]) + "\n")
+    rows, _ = read(root)
+    told = [" ".join(rows[name].reasons) for name in names]
+    assert told[0] == told[3] == ""
+    assert told[1] == "participants.tsv says age 40, that of derivatives/x 44; the first is used"
+    assert told[2] == "participants.tsv says sex M, that of derivatives/x F; the first is used"
+    assert told[4] == "participants.tsv says sex 1, that of derivatives/x 2; the first is used"
+    assert "says age 6, that of derivatives/x 7" in told[5]
+    (root / "derivatives/x/participants.json").write_text('{"age": {"Units": "months"}}')
+    (root / "derivatives/x/participants.tsv").write_text("participant_id\tage\nsub-1\t480\n")
+    assert read(root)[0][names[0]].reasons == ()
