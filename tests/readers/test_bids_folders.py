@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import nibabel
@@ -44,7 +43,7 @@ def test_a_dataset_inside_a_dataset_is_never_mixed_in(place: str, tmp_path: Path
     inner = dataset(root / place, "sub-01/anat/sub-01_T2w.nii.gz", "sub-01/anat/sub-01_label-lesion_mask.nii.gz")
     (inner / "sub-01/anat/sub-01_T1w.json").write_text('{"Manufacturer": "Other"}')
     (inner / "T1w.json").write_text('{"Manufacturer": "Other"}')
-    os.symlink("/gone", inner / "sub-07")
+    (inner / "sub-07").symlink_to("/gone")
     rows, told = read(root)
     assert set(rows) == {T1}
     assert (dict(rows[T1].labels), rows[T1].scanner) == ({}, None)
@@ -75,11 +74,11 @@ def test_a_subject_folder_with_a_description_is_no_dataset(tmp_path: Path) -> No
 
 def test_links_into_nothing_are_rows_and_empty_subjects_are_told(tmp_path: Path) -> None:
     root = dataset(tmp_path / "d", T1)
-    os.symlink("/gone/sub-02", root / "sub-02")
+    (root / "sub-02").symlink_to("/gone/sub-02")
     (root / "sub-04").mkdir()
-    os.symlink("/gone/anat", root / "sub-04/anat")
+    (root / "sub-04/anat").symlink_to("/gone/anat")
     (root / "sub-03/anat").mkdir(parents=True)
-    os.symlink("/gone/notes", root / "notes.txt")
+    (root / "notes.txt").symlink_to("/gone/notes")
     rows, told = read(root)
     assert {name: row.status for name, row in rows.items()} == {T1: "ok", "sub-02": "bad", "sub-04/anat": "bad"}
     assert rows["sub-02"].reasons == ("the link leads nowhere: /gone/sub-02",)
@@ -94,7 +93,7 @@ def test_two_links_to_one_folder_are_told(tmp_path: Path) -> None:
     root, away = dataset(tmp_path / "d", T1), tmp_path / "away"
     scan(away / "anat/sub-02_T1w.nii.gz")
     for name in ("sub-02", "sub-03"):
-        os.symlink(away, root / name)
+        (root / name).symlink_to(away)
     rows, told = read(root)
     assert set(rows) == {T1, "sub-02/anat/sub-02_T1w.nii.gz"}
     assert "1 link(s) lead to folders that are read already and are left out" in told and "sub-03" in told

@@ -139,7 +139,12 @@ def test_gaps_are_kept_as_they_are_and_said(make: Make, tmp_path: Path, caplog: 
 
 def small(root: Path, *cases: str, ending: str = ".nii.gz", facts: dict[str, Any] | None = None) -> Path:
     """A dataset of one channel with tiny volumes."""
-    stated = {"channel_names": {"0": "T1w"}, "labels": {"background": 0, "a": 1}, "numTraining": len(cases), "file_ending": ending}
+    stated = {
+        "channel_names": {"0": "T1w"},
+        "labels": {"background": 0, "a": 1},
+        "numTraining": len(cases),
+        "file_ending": ending,
+    }
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     (root / "dataset.json").write_text(json.dumps(stated | (facts or {})))

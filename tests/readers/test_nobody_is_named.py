@@ -24,7 +24,9 @@ PEOPLE = {
     "AccessionNumber": ("ACC777", "ACC778"), "Nachname": ("BEEBLEBROX", "McMILLAN"), "operator": ("DrMarvin", "DrMarvin"),
     "scan_date": ("2009-06-15", "2009-06-16"), "Post Code": ("ZZ99", "ZZ98"), "PatientID": ("PAT5", "PAT6"), "EDSS": ("2", "3"),
 }  # fmt: skip
-PLANTED = tuple(sorted({cell for name, cells in PEOPLE.items() if name != "EDSS" for cell in cells} | {"2009-06", "13:45", "20090615"}))
+PLANTED = tuple(
+    sorted({cell for name, cells in PEOPLE.items() if name != "EDSS" for cell in cells} | {"2009-06", "13:45", "20090615"})
+)
 
 
 def scan(path: Path, seed: int) -> None:
@@ -122,8 +124,12 @@ def test_a_time_of_acquisition_becomes_days_since_the_first_scan(tmp_path: Path)
                  "sub-3/anat/sub-3_T1w"):  # fmt: skip
         scan(root / f"{name}.nii.gz", 0)
     (root / "participants.tsv").write_text("participant_id\tdays\nsub-2\t5\n")
-    (root / "sub-1/sub-1_sessions.tsv").write_text("session_id\tacq_time\nses-a\t1877-06-15T13:45:30\nses-b\t1878-06-15T01:00:00.25Z\n")
-    (root / "sub-1/ses-b/sub-1_ses-b_scans.tsv").write_text("filename\tacq_time\nanat/sub-1_ses-b_T2w.nii.gz\t1878-06-16T09:00:00\n")
+    (root / "sub-1/sub-1_sessions.tsv").write_text(
+        "session_id\tacq_time\nses-a\t1877-06-15T13:45:30\nses-b\t1878-06-15T01:00:00.25Z\n"
+    )
+    (root / "sub-1/ses-b/sub-1_ses-b_scans.tsv").write_text(
+        "filename\tacq_time\nanat/sub-1_ses-b_T2w.nii.gz\t1878-06-16T09:00:00\n"
+    )
     (root / "sub-2/sub-2_scans.tsv").write_text("filename\tacq_time\nanat/sub-2_T1w.nii.gz\t2009-06-15\n")
     (root / "sub-3/sub-3_scans.tsv").write_text("filename\tacq_time\nanat/sub-3_T1w.nii.gz\tJune 2009\n")
     told: list[str] = []

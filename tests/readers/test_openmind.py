@@ -131,7 +131,11 @@ FIELDS = ("dataset", "subject", "session", "contrast", "age", "sex", "health", "
 
 
 def known(scan: Scan) -> tuple[Any, ...]:
-    columns = {key: value for key, value in scan.columns.items() if value is not None and key not in ("collection", "image_name", "health_status")}
+    columns = {
+        key: value
+        for key, value in scan.columns.items()
+        if value is not None and key not in ("collection", "image_name", "health_status")
+    }
     return (*(getattr(scan, name) for name in FIELDS), columns)
 
 

@@ -23,7 +23,9 @@ def read(path: Path, text: str = "", **options: object) -> tuple[list[Scan], str
 
 
 def test_identifiers_are_the_text_that_they_are(tmp_path: Path) -> None:
-    lines = "path,subject,session,contrast\n1e3.nii.gz,1E5,1E2,T1w\nb.nii.gz,10E4,010,T1w\nc.nii.gz,007,100,T1w\nd.nii.gz,7,100,T1w\n"
+    lines = (
+        "path,subject,session,contrast\n1e3.nii.gz,1E5,1E2,T1w\nb.nii.gz,10E4,010,T1w\nc.nii.gz,007,100,T1w\nd.nii.gz,7,100,T1w\n"
+    )
     rows, _ = read(tmp_path / "scans.csv", lines)
     assert [row.subject for row in rows] == ["scans/sub-1E5", "scans/sub-10E4", "scans/sub-007", "scans/sub-7"]
     assert [row.session for row in rows] == ["ses-1E2", "ses-010", "ses-100", "ses-100"]
@@ -71,7 +73,9 @@ def test_people_are_understood_as_in_bids(tmp_path: Path) -> None:
     assert "row 1: sex 0 is not understood" in told
     assert "'birth_date' may say who somebody is" in told
     assert "1952" not in told + repr(rows)
-    (tmp_path / "scans.json").write_text(json.dumps({"age": {"Units": "months"}, "sex": {"Levels": {"0": "female", "1": "male"}}}))
+    (tmp_path / "scans.json").write_text(
+        json.dumps({"age": {"Units": "months"}, "sex": {"Levels": {"0": "female", "1": "male"}}})
+    )
     rows, told = read(tmp_path / "scans.csv")
     assert [(row.age, row.sex) for row in rows] == [(20.0, "F"), (2.5, "M"), (None, "F")]
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
-PERSON = frozenset(
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+PERSON = _set(
     "accession accessionnumber mrn ssn nhs dob birthdate birthdates birthday dateofbirth yearofbirth birthyear birthname birthplace "
     "geburtsdatum geburtstag geburtsname geburtsort geboren naissance nascita nacimiento nascimento geboortedatum "
     "surname forename nickname firstname lastname middlename givenname familyname fullname maidenname patientname subjectname "
@@ -14,29 +20,29 @@ PERSON = frozenset(
     "operator operators physician physicians doctor doctors arzt arztin medecin "
     "address addresses adresse anschrift street strasse wohnort zip zipcode postcode postcodes postal plz "
     "phone phones phonenumber telephone telephonenumber telefon telefonnummer tel mobile fax telecom email emailaddress mail "
-    "date dates datetime datum timestamp acqdate acqtime scandate studydate visitdate".split()
+    "date dates datetime datum timestamp acqdate acqtime scandate studydate visitdate"
 )
 """Words that suffice wherever they stand in a column's name."""
 
 BIRTH = frozenset(("birth", "geburt", "geburts", "born"))
-NOT_OF_BIRTH_DATE = frozenset(
+NOT_OF_BIRTH_DATE = _set(
     "weight gewicht length height size circumference percentile centile order age gestational gestation weeks preterm term "
-    "apgar mode complications number multiple country sex season".split()
+    "apgar mode complications number multiple country sex season"
 )
 """Words that make a column about birth one that identifies nobody: a weight at birth, an age at birth."""
 
 NAMES = frozenset(("name", "names", "nom", "noms", "naam"))
-NAMED = frozenset(
+NAMED = _set(
     "patient subject participant person people mother father parent guardian child first last middle given family maiden full sur "
-    "other birth alias contact author reader rater reviewer".split()
+    "other birth alias contact author reader rater reviewer"
 )
 """Whose names are a person's, whatever else the column is about."""
-THINGS = frozenset(
+THINGS = _set(
     "file filename image scanner site dataset series sequence protocol device model manufacturer label labels contrast channel channels group "
     "cohort collection region regions roi structure column atlas template space software pipeline algorithm method coil scan modality "
     "test task drug medication treatment disease diagnosis variant gene class category folder project centre center institution tumour "
     "tumor lesion source variable event condition field tool batch run phase arm network layer metric score brand transmitting receiving "
-    "kit assay scale questionnaire study country language".split()
+    "kit assay scale questionnaire study country language"
 )
 """What may have a name without being a person."""
 
@@ -47,18 +53,18 @@ NUMBERED = frozenset(("id", "ids", "number", "numbers", "no", "nr", "identifier"
 NUMBERS = frozenset(("patient", "hospital", "national"))
 """Whose numbers stand in registers of people; ``subject`` and ``participant`` are keys of a dataset and not among them."""
 
-MOMENTS = frozenset(
+MOMENTS = _set(
     "acq acquisition study series content scan scanning exam examination instance procedure admission admitting discharge creation "
-    "performed birth".split()
+    "performed birth"
 )
 CLOCK = frozenset(("time", "times", "uhrzeit", "heure", "hora"))
-NOT_A_CLOCK = frozenset(
+NOT_A_CLOCK = _set(
     "since to from between until after before point points s sec secs second seconds ms msec min mins minute minutes duration total "
-    "repetition echo inversion".split()
+    "repetition echo inversion"
 )
 """Words that make a time a duration."""
 
-KEYWORDS = frozenset(
+KEYWORDS = _set(
     "CurrentObserverTrial ConsultingPhysicianName ContentCreatorName DocumentAuthorTrial EvaluatorName HumanPerformerName "
     "InterpretationAuthor InterpretationRecorder InterpretationTranscriber NameOfPhysiciansReadingStudy "
     "NamesOfIntendedRecipientsOfResults OperatorsName OrderEnteredBy OtherPatientIDs OtherPatientNames PatientBirthName "
@@ -77,12 +83,14 @@ KEYWORDS = frozenset(
     "PerformedProcedureStepEndTime ScheduledProcedureStepStartDate ScheduledProcedureStepStartTime PresentationCreationDate "
     "PresentationCreationTime StudyArrivalDate StudyArrivalTime StudyCompletionDate StudyCompletionTime StudyReadDate StudyReadTime "
     "StudyVerifiedDate StudyVerifiedTime InterpretationApprovalDate InterpretationApprovalTime FrameAcquisitionDateTime "
-    "FrameReferenceDateTime".split()
+    "FrameReferenceDateTime"
 )
 """Keywords of DICOM for persons, their numbers and addresses, and for the dates and times of their visits."""
 _PLAIN_KEYWORDS = frozenset(word.casefold() for word in KEYWORDS)
 
-_PLAIN = str.maketrans({"ß": "ss", "é": "e", "è": "e", "ê": "e", "á": "a", "ä": "a", "ö": "o", "ü": "u", "ñ": "n", "ó": "o", "í": "i"})
+_PLAIN = str.maketrans(
+    {"ß": "ss", "é": "e", "è": "e", "ê": "e", "á": "a", "ä": "a", "ö": "o", "ü": "u", "ñ": "n", "ó": "o", "í": "i"}
+)
 
 
 def words(column: str) -> list[str]:
@@ -99,7 +107,7 @@ def identifying(column: str) -> bool:
     if len(parts) > 1 and parts[0] in ("session", "image") and column.startswith(f"{parts[0]}_"):
         parts = parts[1:]  # keys of a manifest's sessions and images
     told = set(parts)
-    pairs = {"".join(pair) for pair in zip(parts, parts[1:])}
+    pairs = {"".join(pair) for pair in pairwise(parts)}
     if (told | pairs) & PERSON or "".join(parts) in _PLAIN_KEYWORDS:
         return True
     if len(parts) == 1 and told <= ALONE:

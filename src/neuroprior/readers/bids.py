@@ -222,7 +222,11 @@ def read(
     rows = _attach(_since_first(rows, days), labels, transforms, dataset)
     rows += _orphans(rows, labels, dataset, licence)
     rows += [_unread(root, dataset, folder, f"the folder cannot be listed: {reason}") for folder, reason in files.closed]
-    rows += [_unread(root, dataset, link, f"the link leads nowhere: {target}") for link, target in files.dangling if _holds_scans(link, root)]
+    rows += [
+        _unread(root, dataset, link, f"the link leads nowhere: {target}")
+        for link, target in files.dangling
+        if _holds_scans(link, root)
+    ]
     rows += [_unread(root, dataset, path, PAIR) for path in files.pairs if _who(path.relative_to(root), parse_name(path.name))[0]]
     unlisted = sorted(seen_subjects - set(people.rows)) if people.present else []
     if unlisted:
@@ -358,7 +362,11 @@ def _doubts(path: Path, parsed: Name, root: Path) -> list[str]:
 def _said(row: Mapping[str, str], dictionary: Mapping[str, Any]) -> dict[str, str]:
     """Age (years, to a hundredth) and sex as a row tells them; what is not understood as it stands there."""
     understood = _people.facts(row, dictionary, lambda _: None)  # told of where the rows are made
-    found = {name: str(cell).casefold() for name, cell in understood["columns"].items() if name.casefold() in ("age", "sex") and cell is not None}
+    found = {
+        name: str(cell).casefold()
+        for name, cell in understood["columns"].items()
+        if name.casefold() in ("age", "sex") and cell is not None
+    }
     found = {name.casefold(): cell for name, cell in found.items()}
     if (age := understood.get("age")) is not None:
         found["age"] = f"{age:.2f}".rstrip("0").rstrip(".")
@@ -431,7 +439,9 @@ def _tell_of_others(root: Path, dataset: str, tree: Tree, files: _Files, tell: T
     again = [link for link in tree.again if link.startswith(f"{root}/")]
     if again:
         tell(f"{dataset}: {len(again)} link(s) lead to folders that are read already and are left out, for example {again[0]}")
-    lost = [link for link, _ in files.dangling if not link.name.lower().endswith((*IMAGES, *PAIRS)) and not _holds_scans(link, root)]
+    lost = [
+        link for link, _ in files.dangling if not link.name.lower().endswith((*IMAGES, *PAIRS)) and not _holds_scans(link, root)
+    ]
     if lost:
         tell(f"{dataset}: {len(lost)} link(s) lead nowhere, for example {lost[0]}")
 

@@ -85,7 +85,11 @@ def read(
     for folder, dataset, subject, session, path in _walk(tree):
         if path is None:
             where = str(root / folder)
-            reason = f"the folder cannot be listed: {closed[where]}" if where in closed else f"the link leads nowhere: {nowhere[where]}"
+            reason = (
+                f"the folder cannot be listed: {closed[where]}"
+                if where in closed
+                else f"the link leads nowhere: {nowhere[where]}"
+            )
             yield _row(f"{collection}/{folder}", collection, subject, session, where, reason)
             continue
         relative = path.relative_to(root).as_posix()

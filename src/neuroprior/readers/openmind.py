@@ -150,7 +150,9 @@ def _plain(value: object) -> dict[str, Any]:
     return {key: item for key, item in _mapping(value).items() if not isinstance(item, (dict, list))}
 
 
-def _images(subjects: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]]:
+def _images(
+    subjects: dict[str, Any],
+) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]]:
     """Subject, session, image, what is known of the person at that image, and what else the session and the image say."""
     for identifier, subject in subjects.items():
         subject = _mapping(subject)
@@ -316,7 +318,10 @@ def _part(subject: dict[str, Any]) -> None:
     for session in subject["sessions"].values():
         people = [image.pop(_PERSON) for image in session["images"]]
         then = {key: people[0].get(key) for key in always}
-        session["session_info"] = {**session["session_info"], **{key: now for key, now in then.items() if now != always[key]}} or None
+        session["session_info"] = {
+            **session["session_info"],
+            **{key: now for key, now in then.items() if now != always[key]},
+        } or None
         for image, person in zip(session["images"], people):
             image["image_info"] = {
                 **image["image_info"],

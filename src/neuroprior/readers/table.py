@@ -79,7 +79,9 @@ def read(
             )  # fmt: skip
     for ours in ("subject", "session"):
         if _people.identifying(theirs[ours]):
-            tell(f"{root}: {ours}s are called as the column {theirs[ours]!r} says, which may tell who somebody is: use a number of your own")
+            tell(
+                f"{root}: {ours}s are called as the column {theirs[ours]!r} says, which may tell who somebody is: use a number of your own"
+            )
     people = [_person(row, theirs) for row in table]
     dictionary = _people.distrusted(people, _dictionary(root, theirs, tell), lambda text: tell(f"{root}: {text}"))
     sessions: dict[tuple[str, str], set[str]] = defaultdict(set)
