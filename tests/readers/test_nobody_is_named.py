@@ -94,6 +94,7 @@ def test_what_was_planted_is_nowhere(kind: str, tmp_path: Path, caplog: pytest.L
     written = everything(out) + caplog.text
     assert "EDSS" in written
     assert "may say who somebody is" in caplog.text
+    assert caplog.text.count("the column 'Nachname' may say") == 1  # not once a subject
     for word in PLANTED:
         assert word not in written, word
 

@@ -203,7 +203,13 @@ def raw(cell: object) -> str:
     return "" if text.casefold() in MISSING else text
 
 
-def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+def facts(
+    row: Mapping[str, Any],
+    dictionary: Mapping[str, Any],
+    tell: Callable[[str], None],
+    *,
+    of_columns: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Fields of a scan that a table row gives: age, sex, health, site, scanner, split and ``columns``.
 
     ``columns`` holds every cell whose column is not called exactly like one of those fields, so that a column can be
@@ -214,13 +220,14 @@ def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[
         row: column -> cell.
         dictionary: the table's data dictionary (``participants.json``): units of ages, levels of sexes.
         tell: where to say what was not understood.
+        of_columns: where to say which columns are left out, if elsewhere: it is the same for all rows.
     """
     cells = {}
     for name, cell in row.items():
         if not name:
             continue
         if identifying(name):
-            tell(f"the column {name!r} may say who somebody is; it is left out")
+            (of_columns or tell)(f"the column {name!r} may say who somebody is; it is left out")
             continue
         cells[name] = value(cell)
     by_key = {name.casefold(): name for name in cells}
@@ -243,7 +250,8 @@ def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[
             else:
                 understood = raw(row[name])  # a site 1E5 is no number
             if understood is None:
-                tell(f"{field} {cell!r} is not understood; it is kept as the column {name!r}")
+                if field != "age" or entry.get("Units") != UNTOLD:  # of such a column it was told already
+                    tell(f"{field} {cell!r} is not understood; it is kept as the column {name!r}")
                 columns[name] = cell
                 continue
             found[field] = understood

@@ -83,7 +83,11 @@ def read(
                 f"{root}: {ours}s are called as the column {theirs[ours]!r} says, which may tell who somebody is: use a number of your own"
             )
     people = [_person(row, theirs) for row in table]
-    dictionary = _people.distrusted(people, _dictionary(root, theirs, tell), lambda text: tell(f"{root}: {text}"))
+
+    def say(text: str) -> None:
+        tell(f"{root}: {text}")
+
+    dictionary = _people.distrusted(people, _dictionary(root, theirs, tell), say)
     sessions: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in table:
         sessions[_who(row, theirs, name or root.stem)].add(_people.raw(row.get(theirs["session"])))
@@ -91,7 +95,7 @@ def read(
     splits: dict[str, str] = {}
     for number, (row, person) in enumerate(zip(table, people), start=1):
         several = len(sessions[_who(row, theirs, name or root.stem)]) > 1
-        facts = _people.facts(person, dictionary, lambda text, number=number: tell(f"{root}: row {number}: {text}"))
+        facts = _people.facts(person, dictionary, say)
         scan = _scan(row, theirs, root, contrast_map or {}, name or root.stem, seen, number, several, facts)
         split = splits.setdefault(scan.subject, scan.split)
         if split != scan.split and scan.status != BAD:
