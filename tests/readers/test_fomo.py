@@ -115,3 +115,35 @@ def test_it_goes_round(heads: Path, tmp_path: Path, caplog: pytest.LogCaptureFix
     with pytest.raises(InputError, match="not empty"):
         fomo.write(rows, out)
     assert {p.name for p in tmp_path.iterdir()} == {"laid"}
+
+
+def test_a_row_without_a_participant_is_told_and_left_out(small: Path) -> None:
+    with open(small / "participants.tsv", "a") as file:
+        file.write("\t\t\t50\tM\tcontrol\nn/a\t\t\t51\tM\tcontrol\n")
+    told: list[str] = []
+    rows = list(fomo.read(small, tell=told.append))
+    assert len(rows) == 6
+    assert next(row for row in rows if row.path.endswith("sub_1/ses_1/t1.nii.gz")).age == 61.0
+    assert [text.rpartition(": ")[2] for text in told[:2]] == [f"row {n} has no participant_id and is left out" for n in (5, 6)]
+    put(small, "participants.tsv", "participant\tage\nsub_1\t30\n")
+    with pytest.raises(InputError, match="no participant_id"):
+        list(fomo.read(small))
+
+
+def test_endings_in_capitals_rings_and_links_into_nothing(small: Path) -> None:
+    put(small, "sub_4/ses_1/T1.NII.GZ")
+    put(small, "sub_5/ses_1.ZIP")
+    (small / "sub_1/loop").symlink_to(small)
+    (small / "sub_6").symlink_to("/gone/sub_6")
+    (small / "sub_4/ses_2").symlink_to("/gone/ses_2")
+    rows = list(fomo.read(small))
+    assert len(rows) == 10
+    found = {Path(row.path).relative_to(small).as_posix(): row for row in rows}
+    assert (found["sub_4/ses_1/T1.NII.GZ"].contrast, found["sub_4/ses_1/T1.NII.GZ"].scan) == ("T1w", "FOMO-60K/sub-4_ses-1_T1")
+    assert "unzip" in found["sub_5/ses_1.ZIP"].reasons[0]
+    assert found["sub_6"].reasons == ("the link leads nowhere: /gone/sub_6",)
+    assert (found["sub_4/ses_2"].subject, found["sub_4/ses_2"].status) == ("FOMO-60K/sub-4", "bad")
+    for path in small.rglob("*.nii.gz"):
+        path.unlink()
+    (small / "mapping.tsv").unlink()
+    assert fomo.recognises(small)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from neuroprior.core.errors import InputError
+from neuroprior.core.records import Scan
 from neuroprior.readers import bids, openmind
 
 
@@ -124,3 +125,91 @@ def test_images_of_one_name_keep_names_of_their_own(file: Path) -> None:
     names = [scan.scan for scan in openmind.read(file)]
     assert len(set(names)) == len(names) == 3
     assert replace(next(openmind.read(file)), path="").path == ""
+
+
+FIELDS = ("dataset", "subject", "session", "contrast", "age", "sex", "health", "site", "scanner", "licence")
+
+
+def known(scan: Scan) -> tuple[Any, ...]:
+    columns = {
+        key: value
+        for key, value in scan.columns.items()
+        if value is not None and key not in ("collection", "image_name", "health_status")
+    }
+    return (*(getattr(scan, name) for name in FIELDS), columns)
+
+
+def visit(session: str, contrast: str = "T1w", **facts: Any) -> Scan:
+    columns = facts.pop("columns", {})
+    return Scan(
+        scan=f"d/sub-1_{session}_{contrast}", dataset="d", subject="d/sub-1", session=session, contrast=contrast, contrast_raw=contrast,
+        path=f"/data/{session}_{contrast}.nii.gz", columns=columns, **facts,
+    )  # fmt: skip
+
+
+def test_a_subject_whose_visits_differ_goes_round(tmp_path: Path) -> None:
+    rows = [
+        visit("ses-1", age=30.0, sex="F", site="A", columns={"EDSS": 1, "hand": "R", "session_weeks": 0, "quality": 3}),
+        visit("ses-1", "T2w", age=30.0, sex="F", site="A", columns={"EDSS": 1, "hand": "R", "session_weeks": 0, "quality": 4}),
+        visit("ses-2", age=38.0, sex="F", health="ms", site="B", scanner="X 3 T", columns={"EDSS": 5, "group": "A", "hand": "R", "session_weeks": 417}),
+        visit("ses-3", sex="F", health="ms", site="B", columns={"hand": "R"}),
+    ]  # fmt: skip
+    openmind.write(rows, tmp_path / "c.json")
+    again = list(openmind.read(tmp_path / "c.json"))
+    assert [known(scan) for scan in again] == [known(row) for row in rows]
+    assert [(scan.age, scan.columns.get("EDSS")) for scan in again] == [(30.0, 1), (30.0, 1), (38.0, 5), (None, None)]
+    subject = json.loads((tmp_path / "c.json").read_text())["datasets"]["d"]["subjects"]["sub-1"]
+    assert subject["subject_info"]["hand"] == "R"
+    assert subject["sessions"]["ses-2"]["session_info"]["age"] == 38.0
+    assert "hand" not in subject["sessions"]["ses-2"]["session_info"]
+    assert subject["sessions"]["ses-1"]["images"][1]["image_info"] == {"quality": 4}
+
+
+def test_the_age_of_a_visit_goes_before_that_of_the_subject(tmp_path: Path) -> None:
+    value = collection()
+    subject = value["datasets"]["ds000001"]["subjects"]["sub-01"]
+    for info, age in (({"age": 38}, 38), ({"age_at_scan": 38}, 38), ({"age": None}, None), ({}, 30), (None, 30)):
+        subject["sessions"]["ses-01"]["session_info"] = info
+        (tmp_path / "c.json").write_text(json.dumps(value))
+        assert {scan.age for scan in openmind.read(tmp_path / "c.json")} == {age}, info
+    del subject["subject_info"]["age"]
+    subject["sessions"]["ses-01"]["session_info"] = {"age": 38}
+    (tmp_path / "c.json").write_text(json.dumps(value))
+    (scan, _) = openmind.read(tmp_path / "c.json")
+    assert (scan.age, "session_age" in scan.columns) == (38.0, False)
+
+
+def test_ages_in_months_spoil_the_ages_of_their_dataset_alone(tmp_path: Path) -> None:
+    def person(age: Any, name: str) -> dict[str, Any]:
+        images = [{"name": name, "modality": "T1w", "image_path": name}]
+        return {"subject_info": {"age": age}, "sessions": {"1": {"images": images}}}
+
+    value = {"collection_name": "c", "datasets": {
+        "d": {"subjects": {"s1": person(240, "a.nii"), "s2": person(30, "b.nii")}}, "e": {"subjects": {"s1": person(30, "c.nii")}},
+        "f": {"subjects": {"s1": {"subject_info": {"age": 30}, "sessions": {"1": {"session_info": {"age": 240}, "images": [
+            {"name": "x", "modality": "T1w", "image_path": "x.nii"}]}, "2": {"images": [{"name": "y", "modality": "T1w", "image_path": "y.nii"}]}}}}},
+    }}  # fmt: skip
+    (tmp_path / "c.json").write_text(json.dumps(value))
+    told: list[str] = []
+    rows = {Path(scan.path).stem: scan for scan in openmind.read(tmp_path / "c.json", tell=told.append)}
+    assert {name: row.age for name, row in rows.items()} == {"a": None, "b": None, "c": 30.0, "x": None, "y": None}
+    assert (rows["a"].columns["age"], rows["b"].columns["age"]) == (240, 30)
+    assert told[0].startswith("d: the column 'age' holds 240, which is no age in years")
+
+
+def test_masks_and_labels_without_a_place_are_told(tmp_path: Path) -> None:
+    labels = {"lesion": "/data/l.nii.gz", "anatomy_mask": "/data/a.nii.gz"}
+    rows = [visit("ses-1", labels=labels, brain_mask="/data/b.nii.gz"), visit("ses-2", labels=labels)]
+    told: list[str] = []
+    openmind.write(rows, tmp_path / "c.json", tell=told.append)
+    assert told == [
+        "the brain mask of 1 scan(s) has no place in c.json and is left out", "the label 'lesion' of 2 scan(s) has no place in c.json and is left out",
+    ]  # fmt: skip
+    assert [dict(scan.labels) for scan in openmind.read(tmp_path / "c.json")] == [{"anatomy_mask": "/data/a.nii.gz"}] * 2
+
+
+def test_a_scanner_of_the_subject_is_the_scanner(tmp_path: Path) -> None:
+    value = collection()
+    value["datasets"]["ds000001"]["subjects"]["sub-01"]["subject_info"]["scanner"] = "Other"
+    (tmp_path / "c.json").write_text(json.dumps(value))
+    assert {scan.scanner for scan in openmind.read(tmp_path / "c.json")} == {"Other"}

@@ -221,6 +221,8 @@ def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
     status = scan.status
     if scan.path != clean(scan.path):
         raise InputError("the file's name is no UTF-8 text, and no table can hold it: rename it", file=clean(scan.path))
+    if scan.status == BAD and (os.path.isdir(scan.path) or not scan.path.lower().endswith(nifti.READABLE)):
+        return scan  # a row about a folder, a link or an archive: the reader said what is wrong, and there is no image to look at
     try:
         facts = os.stat(scan.path)
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever

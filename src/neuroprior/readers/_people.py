@@ -7,11 +7,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
+from ._identifying import identifying
 
 MISSING = frozenset({"", "n/a", "na", "nan", "none", "null"})
 """Texts that stand for "not known", compared without case."""
@@ -38,13 +39,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 """Field of a scan -> names of table columns that may hold it, in order of preference, compared without case."""
 
-IDENTIFYING = re.compile(
-    r"(patient|subject|participant|first|last|middle|given|family|maiden|full|sur|child)?_?names?|initials|(date_?of_?)?birth_?(date|day)?|dob|mrn|"
-    r"medical_?record(_?number)?|patient_?id|hospital_?(id|number)|ssn|social_?security(_?number)?|(home_?|street_?)?address|street|zip(_?code)?|"
-    r"post_?code|(tele)?phone(_?number)?|mobile|fax|e_?mail(_?address)?|insurance(_?number)?|passport(_?number)?|referring_?physician(_?name)?"
-)
-"""Names of columns that say who somebody is; their cells go nowhere."""
-
 _YEARS = {"year": 1.0, "month": 1 / 12, "week": 7 / 365.25, "day": 1 / 365.25}
 _UNITS = {name: years for unit, years in _YEARS.items() for name in (unit, f"{unit}s")} | {
     "mo": 1 / 12, "mos": 1 / 12, "mth": 1 / 12, "wk": 7 / 365.25, "wks": 7 / 365.25, "d": 1 / 365.25, "m": 1 / 12, "w": 7 / 365.25,
@@ -53,13 +47,6 @@ UNTOLD = "untold, and not years"
 """The unit of an age column that cannot be years and states no other."""
 _SEX = {"f": "F", "female": "F", "woman": "F", "girl": "F", "m": "M", "male": "M", "man": "M", "boy": "M"}
 _OURS = frozenset((*SYNONYMS, "split"))
-
-
-@lru_cache(maxsize=4096)
-def identifying(column: str) -> bool:
-    """Whether a column's name says that its cells tell who somebody is."""
-    plain = re.sub(r"[\s\-.]+", "_", column.strip()).casefold()
-    return IDENTIFYING.fullmatch(re.sub(r"^(session|image)_", "", plain)) is not None
 
 
 def once(tell: Callable[[str], None]) -> Callable[[str], None]:
@@ -173,7 +160,7 @@ def distrusted(rows: Iterable[Mapping[str, Any]], dictionary: Mapping[str, Any],
     columns: dict[str, float] = {}
     for row in rows:
         for name, cell in row.items():
-            if name and name.casefold() in SYNONYMS["age"] and not any(f"_{unit}" in name.casefold() for unit in _YEARS):
+            if name and name.casefold() in SYNONYMS["age"] and unit_in(name) is None:
                 number = value(cell)
                 if isinstance(number, (int, float)):
                     columns[name] = max(columns.get(name, 0.0), number)
@@ -197,7 +184,32 @@ def sex(raw: object, levels: Mapping[str, Any] | None = None) -> str | None:
     return found
 
 
-def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+def unit_in(column: str) -> str | None:
+    """The unit that a column's name states (``age_months``), or None."""
+    return next((unit for unit in _YEARS if f"_{unit}" in column.casefold()), None)
+
+
+def day(text: object) -> date | None:
+    """The day of a time as tables write it (``2009-06-15T13:45:30``, ``2009-06-15``, ``20090615``), or None."""
+    try:
+        return datetime.fromisoformat(str(text).strip()).date()
+    except ValueError:
+        return None
+
+
+def raw(cell: object) -> str:
+    """A cell as the text that it is, an empty one where nothing is known; ``1E5`` stays ``1E5``."""
+    text = "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else str(cell).strip()
+    return "" if text.casefold() in MISSING else text
+
+
+def facts(
+    row: Mapping[str, Any],
+    dictionary: Mapping[str, Any],
+    tell: Callable[[str], None],
+    *,
+    of_columns: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Fields of a scan that a table row gives: age, sex, health, site, scanner, split and ``columns``.
 
     ``columns`` holds every cell whose column is not called exactly like one of those fields, so that a column can be
@@ -208,13 +220,14 @@ def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[
         row: column -> cell.
         dictionary: the table's data dictionary (``participants.json``): units of ages, levels of sexes.
         tell: where to say what was not understood.
+        of_columns: where to say which columns are left out, if elsewhere: it is the same for all rows.
     """
     cells = {}
     for name, cell in row.items():
         if not name:
             continue
         if identifying(name):
-            tell(f"the column {name!r} may say who somebody is; it is left out")
+            (of_columns or tell)(f"the column {name!r} may say who somebody is; it is left out")
             continue
         cells[name] = value(cell)
     by_key = {name.casefold(): name for name in cells}
@@ -229,15 +242,16 @@ def facts(row: Mapping[str, Any], dictionary: Mapping[str, Any], tell: Callable[
             entry = entry if isinstance(entry, Mapping) else {}
             if field == "age":
                 levels = None
-                units = entry.get("Units") or next((unit for unit in _YEARS if f"_{unit}" in name.casefold()), None)
+                units = entry.get("Units") or unit_in(name)
                 understood = age_years(cell, str(units) if units else None)
             elif field == "sex":
                 levels = entry.get("Levels")
                 understood = sex(cell, levels if isinstance(levels, Mapping) else None)
             else:
-                understood = str(cell)
+                understood = raw(row[name])  # a site 1E5 is no number
             if understood is None:
-                tell(f"{field} {cell!r} is not understood; it is kept as the column {name!r}")
+                if field != "age" or entry.get("Units") != UNTOLD:  # of such a column it was told already
+                    tell(f"{field} {cell!r} is not understood; it is kept as the column {name!r}")
                 columns[name] = cell
                 continue
             found[field] = understood

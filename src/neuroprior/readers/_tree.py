@@ -21,6 +21,8 @@ class Tree:
         files: absolute folder -> names of its files, sorted; hidden ones are left out.
         folders: absolute folder -> names of its folders, sorted.
         closed: folders that may not be listed, with the reason.
+        dangling: links into nothing, with where they point, sorted.
+        again: links to a folder that another link led into already, sorted; they are not looked into a second time.
         digest: of all names, sizes and times.
         count: of files.
     """
@@ -29,6 +31,8 @@ class Tree:
     files: dict[str, list[str]] = field(default_factory=dict)
     folders: dict[str, list[str]] = field(default_factory=dict)
     closed: list[tuple[str, str]] = field(default_factory=list)
+    dangling: list[tuple[str, str]] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
     digest: str = ""
     count: int = 0
 
@@ -41,7 +45,8 @@ class Tree:
 def walk(root: str | os.PathLike[str], tick: Callable[[int], None] | None = None) -> Tree:
     """The tree below ``root``.
 
-    Links are followed, rings of them are cut (a folder is entered once, and at most twelve levels deep). A dangling link is a file.
+    Links are followed. One that leads to a folder above itself is a ring and is cut; a folder is entered by one link only, and at most
+    twelve levels deep. A dangling link is a file, and is listed as dangling too.
 
     Args:
         root: a folder.
@@ -56,7 +61,7 @@ def walk(root: str | os.PathLike[str], tick: Callable[[int], None] | None = None
         files, folders, lines = [], [], []
         try:
             with os.scandir(folder) as entries:
-                for entry in entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):  # which of two links is followed must not be chance
                     name = entry.name
                     if name[0] == ".":
                         continue
@@ -64,7 +69,10 @@ def walk(root: str | os.PathLike[str], tick: Callable[[int], None] | None = None
                         if entry.is_symlink():  # only links can close a ring
                             facts = entry.stat()
                             key = (facts.st_dev, facts.st_ino)
+                            if _ring(entry.path, folder, tree.root):
+                                continue
                             if key in linked:
+                                tree.again.append(entry.path)
                                 continue
                             linked.add(key)
                         folders.append(name)
@@ -77,12 +85,12 @@ def walk(root: str | os.PathLike[str], tick: Callable[[int], None] | None = None
                         )
                     except OSError:
                         lines.append(f"{name}\0gone\n")
+                        if entry.is_symlink():
+                            tree.dangling.append((entry.path, os.readlink(entry.path)))
         except OSError as error:
             tree.closed.append((folder, error.strerror or str(error)))
             digest.update(f"closed {folder}\n".encode("utf-8", "surrogateescape"))
             continue
-        files.sort()
-        folders.sort()
         lines.sort()
         tree.files[folder] = files
         if folders:
@@ -94,5 +102,18 @@ def walk(root: str | os.PathLike[str], tick: Callable[[int], None] | None = None
             pending += [(f"{folder}/{name}", depth + 1) for name in reversed(folders)]
         if tick is not None and files:
             tick(len(files))
+    tree.dangling.sort()
+    tree.again.sort()
     tree.digest = digest.hexdigest()
     return tree
+
+
+def _ring(link: str, folder: str, root: str) -> bool:
+    """Whether a link in a folder leads to one of the folders that one came through to it, or above them."""
+    target = os.path.realpath(link) + "/"
+    while True:
+        if f"{os.path.realpath(folder)}/".startswith(target):
+            return True
+        if folder == root:
+            return False
+        folder = os.path.dirname(folder)

@@ -1,7 +1,8 @@
 """BIDS datasets: names, participants and sessions tables, sidecars, and derivatives with masks and label maps.
 
 What becomes a row: every NIfTI file of the dataset that is no label, outside the folders that hold no structural MRI
-(``func``, ``eeg`` ...), whatever its name. Labels come from the dataset itself and from ``derivatives/*``:
+(``func``, ``eeg`` ...), whatever its name. A folder with a description of its own is another dataset and is told of, never mixed in. A time of
+acquisition (``acq_time``) goes nowhere; it becomes the column ``days`` since the subject's first scan. Labels come from the dataset itself and from ``derivatives/*``:
 
 - ``label-NAME_mask`` is the label NAME, ``desc-brain_mask`` the brain mask, any other mask is named by its ``desc``;
 - ``dseg`` is named by its ``desc`` (or ``label``), or ``dseg``;
@@ -20,14 +21,16 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..core import contrasts, formats
-from ..core.errors import InputError, LeakageError
+from ..core.errors import InputError
 from ..core.records import BAD, OK, WARNING, Scan
 from . import _people
+from ._bids_tables import Tables, metadata, participants, second_tables
 from ._tree import Tree, walk
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,8 @@ DESCRIPTION = "dataset_description.json"
 NIFTI = (".nii.gz", ".nii")
 IMAGES = (*NIFTI, *formats.SUFFIXES)
 """What is an image by its name: NIfTI, as BIDS wants it, and what datasets on their way to BIDS hold."""
+PAIRS = (".img", ".img.gz")
+"""Halves of pairs (Analyze, NIfTI) that nothing here reads: each is a row that says so."""
 CONTAINERS = (".zarr", ".ds", ".mefd", ".ngff")
 """Folders that are one file of another kind; they are not looked into."""
 LABEL_SUFFIXES = ("mask", "dseg")
@@ -85,6 +90,9 @@ class _Files:
     sidecars: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
     transforms: list[Path] = field(default_factory=list)
     closed: list[tuple[Path, str]] = field(default_factory=list)
+    pairs: list[Path] = field(default_factory=list)
+    dangling: list[tuple[Path, str]] = field(default_factory=list)
+    nested: list[str] = field(default_factory=list)
     elsewhere: Counter[str] = field(default_factory=Counter)
 
 
@@ -95,7 +103,7 @@ def recognises(root: Path) -> str | None:
     if (root / DESCRIPTION).is_file():
         return f"it has a {DESCRIPTION}"
     for subject in sorted(root.glob("sub-*")):
-        for pattern in ("*/*.nii*", "*/*/*.nii*"):
+        for pattern in ("*/*.[nN][iI][iI]*", "*/*/*.[nN][iI][iI]*"):
             if next(subject.glob(pattern), None) is not None:
                 return "it has sub-* folders with NIfTI files"
     return None
@@ -132,8 +140,8 @@ def read(
 ) -> Iterator[Scan]:
     """The rows of a BIDS dataset: paths and metadata; headers and voxels are not looked at.
 
-    Rows come sorted by path. A file whose contrast nobody knows, a folder that may not be listed and a label map whose
-    session has no scan are rows of status ``bad``.
+    Rows come sorted by path. A file whose contrast nobody knows, a folder that may not be listed, a link of a subject into nothing, half of
+    a pair that is not read and a label map whose session has no scan are rows of status ``bad``.
 
     Args:
         root: the dataset's folder.
@@ -157,8 +165,10 @@ def read(
     for datatype, count in sorted(files.elsewhere.items()):
         tell(f"{dataset}: {count} file(s) in {datatype}/ folders are not structural MRI and are left out")
 
-    people = _participants(root, tell)
-    second = _second_tables(tree, root, people)
+    _tell_of_others(root, dataset, tree, files, tell)
+
+    people = participants(root, tell)
+    second = second_tables(tree, root, people)
     defaced = _defaced(files, root)
     licence = _people.read_description(root / DESCRIPTION, tell).get("License")
     labels, transforms = _labels(root, files, dataset, tree, tell)
@@ -166,10 +176,11 @@ def read(
     if nobodys:  # a template's or an atlas' own
         tell(f"{dataset}: {nobodys} label map(s) or mask(s) belong to no subject and are left out")
         labels = [label for label in labels if label.subject]
-    tables = _Tables(tree)
+    tables = Tables(tree)
     sidecars = _Sidecars(root, files.sidecars, tell)
     seen_subjects: set[str] = set()
     rows: list[Scan] = []
+    days: list[date | None] = []
 
     for path in sorted(files.images):
         parsed = parse_name(path.name)
@@ -187,8 +198,9 @@ def read(
         notes = _doubts(path, parsed, root)
         notes += second.get(subject, [])
         sidecar = sidecars.of(path, parsed)
-        found = _metadata(root, subject, session, path, people, tables, tell)
+        found, day = metadata(root, subject, session, path, people, tables, tell)
         columns = found.pop("columns")
+        days.append(day)
         rows.append(
             Scan(
                 scan=f"{dataset}/{_split_extension(path.name)[0]}",
@@ -208,9 +220,15 @@ def read(
                 **found,
             )
         )
-    rows = _attach(rows, labels, transforms, dataset)
+    rows = _attach(_since_first(rows, days), labels, transforms, dataset)
     rows += _orphans(rows, labels, dataset, licence)
-    rows += [_closed(root, dataset, folder, reason) for folder, reason in files.closed]
+    rows += [_unread(root, dataset, folder, f"the folder cannot be listed: {reason}") for folder, reason in files.closed]
+    rows += [
+        _unread(root, dataset, link, f"the link leads nowhere: {target}")
+        for link, target in files.dangling
+        if _holds_scans(link, root)
+    ]
+    rows += [_unread(root, dataset, path, PAIR) for path in files.pairs if _who(path.relative_to(root), parse_name(path.name))[0]]
     unlisted = sorted(seen_subjects - set(people.rows)) if people.present else []
     if unlisted:
         tell(f"{dataset}: {len(unlisted)} subject(s) are not in participants.tsv, for example sub-{unlisted[0]}")
@@ -258,34 +276,49 @@ def label_names(path: Path, root: Path | None = None) -> dict[int, str]:
 
 
 def _sort(tree: Tree, root: str, skip: tuple[str, ...] = ()) -> _Files:
-    """The images, sidecars and transforms below a folder of the tree; ``skip`` names folders that are left out, at whatever depth."""
+    """The images, sidecars and transforms below a folder of the tree.
+
+    ``skip`` names folders that are left out, at whatever depth. With it, a folder with a dataset description of its own is another dataset:
+    it is listed as ``nested`` and not looked into.
+    """
     found = _Files()
     pending = [root]
     while pending:
         folder = pending.pop()
         datatype = os.path.basename(folder)
         for name in tree.files.get(folder, ()):
-            if name.endswith(IMAGES):
+            plain = name.lower()
+            if plain.endswith((*IMAGES, *PAIRS)):
                 if datatype in OTHER_DATATYPES:
                     found.elsewhere[datatype] += 1
                 else:
-                    found.images.append(Path(folder, name))
-            elif name.endswith(".json"):
+                    (found.images if plain.endswith(IMAGES) else found.pairs).append(Path(folder, name))
+            elif plain.endswith(".json"):
                 found.sidecars[folder].append(Path(folder, name))
             elif "_from-" in name and "_xfm." in name:
                 found.transforms.append(Path(folder, name))
-        pending += [
-            f"{folder}/{name}" for name in tree.folders.get(folder, ()) if name not in skip and not name.endswith(CONTAINERS)
-        ]
-    found.closed = [(Path(folder), reason) for folder, reason in tree.closed if f"{folder}/".startswith(f"{root}/")
-                    and not set(Path(folder).relative_to(root).parts) & set(skip)]  # fmt: skip
+        for name in tree.folders.get(folder, ()):
+            if name in skip or name.endswith(CONTAINERS):
+                continue
+            below = f"{folder}/{name}"
+            if skip and not name.startswith(("sub-", "ses-")) and tree.has(f"{below}/{DESCRIPTION}"):
+                found.nested.append(below)
+            else:
+                pending.append(below)
+
+    def ours(path: str) -> bool:
+        inside = path.startswith(f"{root}/") and not path.startswith(tuple(f"{nested}/" for nested in found.nested))
+        return inside and not set(Path(path).relative_to(root).parts) & set(skip)
+
+    found.closed = [(Path(folder), reason) for folder, reason in tree.closed if folder == root or ours(folder)]
+    found.dangling = [(Path(link), target) for link, target in tree.dangling if ours(link)]
     return found
 
 
 def _split_extension(filename: str) -> tuple[str, str]:
-    for extension in IMAGES:
-        if filename.endswith(extension):
-            return filename[: -len(extension)], extension
+    for extension in (*IMAGES, *PAIRS):
+        if filename[-len(extension) :].lower() == extension:
+            return filename[: -len(extension)], filename[-len(extension) :]
     stem, dot, extension = filename.rpartition(".")
     return (stem, dot + extension) if dot else (filename, "")
 
@@ -327,43 +360,72 @@ def _doubts(path: Path, parsed: Name, root: Path) -> list[str]:
     return notes
 
 
-def _second_tables(tree: Tree, root: Path, people: _Participants) -> dict[str, list[str]]:
-    """Subject -> where a derivative's participants table disagrees with the dataset's about age or sex."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in tree.folders.get(f"{root}/derivatives", ()) if people.present else ():
-        path = f"{root}/derivatives/{name}/participants.tsv"
-        if not tree.has(path):
-            continue
-        try:
-            rows = _people.read_table(Path(path))
-        except InputError:
-            logger.warning("%s cannot be read and is not compared", path)
-            continue
-        for row in rows:
-            subject = _bare(row.get("participant_id"), "sub-")
-            first = people.rows.get(subject, {})
-            for field_name in ("age", "sex"):
-                ours, theirs = (_people.value(table.get(field_name)) for table in (first, row))
-                if ours is not None and theirs is not None and str(ours).casefold() != str(theirs).casefold():
-                    found[subject].append(
-                        f"participants.tsv says {field_name} {ours}, that of derivatives/{name} {theirs}; the first is used"
-                    )
-    return {subject: list(dict.fromkeys(notes)) for subject, notes in found.items()}
+PAIR = "half of a .hdr/.img pair, which is not read: convert the pair to one .nii.gz"
 
 
-def _closed(root: Path, dataset: str, folder: Path, reason: str) -> Scan:
-    subject, session = _who(folder.relative_to(root) / "x", Name({}, "", ""))
+def _unread(root: Path, dataset: str, path: Path, reason: str) -> Scan:
+    """The row of a folder, a link or a file that cannot be read."""
+    subject, session = _who(path.relative_to(root) / "x", parse_name(path.name))
     return Scan(
-        scan=f"{dataset}/{folder.relative_to(root).as_posix()}",
+        scan=f"{dataset}/{path.relative_to(root).as_posix()}",
         dataset=dataset,
         subject=f"{dataset}/sub-{subject}" if subject else f"{dataset}/?",
         session=f"ses-{session}" if session else "",
         contrast=contrasts.UNKNOWN,
         contrast_raw="",
-        path=str(folder),
+        path=str(path),
         status=BAD,
-        reasons=(f"the folder cannot be listed: {reason}",),
+        reasons=(reason,),
     )
+
+
+def _holds_scans(link: Path, root: Path) -> bool:
+    """Whether a link into nothing stood for a folder of a subject's; a link called like an image is a row as other images are."""
+    parts = link.relative_to(root).parts
+    return "." not in link.name and any(part.startswith("sub-") for part in parts) and not set(parts) & set(OTHER_DATATYPES)
+
+
+def _tell_of_others(root: Path, dataset: str, tree: Tree, files: _Files, tell: Tell) -> None:
+    """Say which folders give no scans of this dataset, and why."""
+    for folder in files.nested:
+        name = os.path.relpath(folder, root)
+        if not _is_derivative(folder, tell):  # those of a derivative are counted with those in derivatives/
+            tell(f"{dataset}: {name} is a dataset of its own and is left out: give it as a source of its own ({folder})")
+    empty = [name for name in tree.folders.get(str(root), ()) if name.startswith("sub-") and _is_empty(tree, f"{root}/{name}")]
+    if empty:
+        tell(f"{dataset}: {len(empty)} subject folder(s) hold no file, for example {empty[0]}")
+    again = [link for link in tree.again if link.startswith(f"{root}/")]
+    if again:
+        tell(f"{dataset}: {len(again)} link(s) lead to folders that are read already and are left out, for example {again[0]}")
+    lost = [
+        link for link, _ in files.dangling if not link.name.lower().endswith((*IMAGES, *PAIRS)) and not _holds_scans(link, root)
+    ]
+    if lost:
+        tell(f"{dataset}: {len(lost)} link(s) lead nowhere, for example {lost[0]}")
+
+
+def _is_derivative(folder: str, tell: Tell) -> bool:
+    return str(_people.read_description(Path(folder, DESCRIPTION), tell).get("DatasetType")).casefold() == "derivative"
+
+
+def _is_empty(tree: Tree, folder: str) -> bool:
+    """Whether there is no file in a folder and below it, and every folder could be listed."""
+    if tree.files.get(folder, [""]):
+        return False
+    return all(_is_empty(tree, f"{folder}/{name}") for name in tree.folders.get(folder, ()))
+
+
+def _since_first(rows: list[Scan], days: list[date | None]) -> list[Scan]:
+    """The rows with the column ``days``: how many since the subject's first scan, where both are known."""
+    first: dict[str, date] = {}
+    for row, day in zip(rows, days):
+        if day is not None:
+            first[row.subject] = min(day, first.get(row.subject, day))
+    out = []
+    for row, day in zip(rows, days):
+        name = "days" if "days" not in row.columns else "days_since_first"
+        out.append(row if day is None else replace(row, columns={**row.columns, name: (day - first[row.subject]).days}))
+    return out
 
 
 # ---------------------------------------------------------------- what a scan shows, and what is known of it
@@ -434,100 +496,6 @@ class _Sidecars:
         return merged
 
 
-@dataclass(frozen=True)
-class _Participants:
-    present: bool
-    rows: Mapping[str, Mapping[str, str]]  # subject -> row
-    visits: Mapping[tuple[str, str], Mapping[str, str]]  # (subject, session) -> row
-    dictionary: Mapping[str, Any]
-
-
-def _bare(identifier: object, prefix: str) -> str:
-    return unicodedata.normalize("NFC", str(identifier or "").strip().removeprefix(prefix))
-
-
-def _participants(root: Path, tell: Tell) -> _Participants:
-    """``participants.tsv`` and its data dictionary. A table with a ``session_id`` column has a row a visit.
-
-    Raises:
-        LeakageError: two rows for one subject that disagree: it is then unknown whether they are one person.
-    """
-    path = root / "participants.tsv"
-    if not path.is_file():
-        return _Participants(False, {}, {}, {})
-    rows: dict[str, Mapping[str, str]] = {}
-    visits: dict[tuple[str, str], Mapping[str, str]] = {}
-    table = _people.read_table(path)
-    if table and "participant_id" not in table[0]:
-        raise InputError(
-            "a participants table has no participant_id", file=path, expected="participant_id", got=", ".join(table[0])
-        )
-    for row in table:
-        subject = _bare(row.pop("participant_id"), "sub-")
-        session = _bare(row.pop("session_id", ""), "ses-")
-        if not subject:
-            tell(f"{path}: a row without a participant_id is left out")
-            continue
-        key = (subject, session)
-        if key in visits and dict(visits[key]) != row:
-            differing = [name for name in row if row[name] != visits[key].get(name)]
-            raise LeakageError(
-                f"two participants rows for one subject, sub-{subject}, disagree in {', '.join(differing)}",
-                file=path,
-                expected="one row a subject (or a session_id column), so that a split by subject is one by person",
-                got=" and ".join(f"{name}={visits[key].get(name)!r} / {row[name]!r}" for name in differing),
-                next_step="remove the wrong row, or give the second person another participant_id",
-            )
-        if key in visits:
-            tell(f"{path}: sub-{subject} is listed twice with the same values")
-        visits[key] = row
-        rows.setdefault(subject, row)
-        splits = {visit.get("split") for (who, _), visit in visits.items() if who == subject}
-        if len(splits) > 1:
-            raise LeakageError(f"sub-{subject} stands in more than one split", file=path, got=splits)
-    dictionary = _people.distrusted(table, _people.read_description(path.with_suffix(".json"), tell), tell)
-    return _Participants(True, rows, visits, dictionary)
-
-
-def _metadata(
-    root: Path,
-    subject: str,
-    session: str,
-    path: Path,
-    people: _Participants,
-    tables: _Tables,
-    tell: Tell,
-) -> dict[str, Any]:
-    """Fields from the participants row, overridden by the sessions row, overridden by the scans row."""
-    person = dict(people.visits.get((subject, session)) or people.rows.get(subject, {}))
-    folder = f"{root}/sub-{subject}"
-    visit = tables.get(f"{folder}/sub-{subject}_sessions.tsv", "session_id").get(session, {}) if session else {}
-    stem = f"sub-{subject}_ses-{session}" if session else f"sub-{subject}"
-    scan_folder = f"{folder}/ses-{session}" if session else folder
-    scans = tables.get(f"{scan_folder}/{stem}_scans.tsv", "filename")
-    relative = str(path).removeprefix(f"{scan_folder}/") if scans else ""
-    specific = {**visit, **scans.get(relative, {})}
-    merged = {**person, **{key: cell for key, cell in specific.items() if _people.value(cell) is not None or key not in person}}
-    return _people.facts(merged, people.dictionary, lambda text: tell(f"sub-{subject}: {text}"))
-
-
-class _Tables:
-    """Tables that are there, each read once, by a key column."""
-
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
-        self.read: dict[str, dict[str, dict[str, str]]] = {}
-
-    def get(self, path: str, key: str) -> dict[str, dict[str, str]]:
-        """Key -> row without it; empty where there is no such table."""
-        if path not in self.read:
-            if not self.tree.has(path):
-                return {}
-            rows = _people.read_table(Path(path))
-            self.read[path] = {_bare(row.get(key), "ses-"): {k: v for k, v in row.items() if k != key} for row in rows}
-        return self.read[path]
-
-
 # ---------------------------------------------------------------- labels
 
 
@@ -536,21 +504,22 @@ def _labels(root: Path, files: _Files, dataset: str, tree: Tree, tell: Tell) -> 
     found = [_label(path, root, "") for path in files.images if parse_name(path.name).suffix in LABEL_SUFFIXES]
     transforms: dict[tuple[str, str], set[frozenset[str]]] = defaultdict(set)
     paths = list(files.transforms)
-    derivatives = root / "derivatives"
-    if "derivatives" in tree.folders.get(str(root), ()):
-        walked = _sort(tree, str(derivatives))
+    derivatives = [(root / "derivatives", "")] if "derivatives" in tree.folders.get(str(root), ()) else []
+    derivatives += [(Path(folder), os.path.basename(folder)) for folder in files.nested if _is_derivative(folder, tell)]
+    others: Counter[str] = Counter()
+    for folder, called in derivatives:
+        walked = _sort(tree, str(folder))
         files.closed.extend(walked.closed)
         paths += walked.transforms
-        others: Counter[str] = Counter()
         for path in walked.images:
-            top = path.relative_to(derivatives).parts[0]
-            origin = "" if top.startswith("sub-") else top
+            top = path.relative_to(folder).parts[0]
+            origin = called or ("" if top.startswith("sub-") else top)
             if parse_name(path.name).suffix in LABEL_SUFFIXES:
-                found.append(_label(path, derivatives, origin))
+                found.append(_label(path, folder, origin))
             else:
                 others[origin or "derivatives"] += 1
-        for origin, count in sorted(others.items()):
-            tell(f"{dataset}: {count} image(s) of the derivative {origin!r} are left out: only its masks and label maps are used")
+    for origin, count in sorted(others.items()):
+        tell(f"{dataset}: {count} image(s) of the derivative {origin!r} are left out: only its masks and label maps are used")
     for path in paths:
         entities = parse_name(path.name).entities
         ends = [contrasts.find(entities.get(key, "")) for key in ("from", "to")]

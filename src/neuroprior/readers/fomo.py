@@ -25,14 +25,14 @@ from ..core.errors import InputError
 from ..core.records import BAD, OK, Scan
 from . import _people
 from ._people import once
+from ._tree import Tree, walk
 
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".nii.gz", ".nii")
 TABLES = ("participants.tsv", "mapping.tsv", "mri_info.tsv")
-DEEPEST = 7
-"""Folders below the root that are looked into; stops rings of links."""
 _SUBJECT, _SESSION = re.compile(r"sub[-_](.+)"), re.compile(r"ses[-_](.+)")
+_ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _KEYS = ("dataset", "participant_id", "session_id", "filename")
 
 
@@ -41,7 +41,7 @@ def recognises(root: Path) -> str | None:
     if not root.is_dir():
         return None
     for subject in sorted(root.glob("sub_*"))[:20]:
-        if next(subject.glob("ses_*/*.nii*"), None) is not None:
+        if next(subject.glob("ses_*/*.[nN][iI][iI]*"), None) is not None:
             return "it has sub_*/ses_* folders with NIfTI files"
     if all((root / name).is_file() for name in TABLES[:2]):
         for pattern in ("sub[-_]*/ses[-_]*", "*/sub[-_]*/ses[-_]*", "*/*/sub[-_]*/ses[-_]*"):
@@ -56,6 +56,7 @@ def read(
     name: str | None = None,
     contrast_map: Mapping[str, str] | None = None,
     tell: Callable[[str], None] = logger.info,
+    tree: Tree | None = None,
 ) -> Iterator[Scan]:
     """The files as scans; headers and voxels are not looked at.
 
@@ -64,6 +65,7 @@ def read(
         name: the collection's name; by default the folder's.
         contrast_map: a file's name of a contrast (``scan``, ``gre``) -> a canonical name.
         tell: where to say what was left out and why.
+        tree: the walk over ``root``, where it is done already.
 
     Raises:
         InputError: there is no such folder, or a table cannot be understood.
@@ -78,13 +80,21 @@ def read(
     dictionary = _people.distrusted((row for rows in people.rows.values() for row in rows), dictionary, tell)
     licence = _people.read_description(root / "dataset_description.json", tell).get("License")
     seen: set[tuple[str, str, str]] = set()
-    for folder, dataset, subject, session, path in _walk(root):
+    tree = tree or walk(root)
+    closed, nowhere = dict(tree.closed), dict(tree.dangling)
+    for folder, dataset, subject, session, path in _walk(tree):
         if path is None:
-            yield _row(f"{collection}/{folder}", collection, subject, session, str(root / folder), "the folder cannot be listed")
+            where = str(root / folder)
+            reason = (
+                f"the folder cannot be listed: {closed[where]}"
+                if where in closed
+                else f"the link leads nowhere: {nowhere[where]}"
+            )
+            yield _row(f"{collection}/{folder}", collection, subject, session, where, reason)
             continue
         relative = path.relative_to(root).as_posix()
         own = f"{collection}-{dataset.replace('/', '-')}" if dataset else collection
-        if path.suffix == ".zip":
+        if path.suffix.lower() == ".zip":
             yield _row(f"{own}/{relative}", own, subject, session, str(path), "the session is packed: unzip it where it lies")
             continue
         raw = spelling(path.name, subject, session)
@@ -106,7 +116,7 @@ def read(
             tell(f"{own}: sub-{subject} is not in participants.tsv")
         seen.add(key)
         reasons = () if contrast else (_people.unknown_contrast(raw),)
-        stem = path.name.removesuffix(".gz").removesuffix(".nii")
+        stem = _ENDING.sub("", path.name)
         yield Scan(
             scan=f"{own}/sub-{subject}_ses-{session}_{stem}" if not stem.startswith("sub-") else f"{own}/{stem}", dataset=own,
             subject=f"{own}/sub-{subject}", session=f"ses-{session}" if session else "", contrast=contrast or contrasts.UNKNOWN,
@@ -117,7 +127,7 @@ def read(
 
 def spelling(filename: str, subject: str = "", session: str = "") -> str:
     """A file's name of its contrast: without ending, ``sub``/``ses``/``run`` entities and the number behind it."""
-    stem = re.sub(r"\.nii(\.gz)?$", "", filename)
+    stem = _ENDING.sub("", filename)
     parts = [part for part in stem.split("_") if not re.fullmatch(r"(sub|ses|run|acq|rec|echo|dir)-.+", part)]
     if len(parts) > 1 and re.fullmatch(r"\d+", parts[-1]):
         parts.pop()
@@ -131,37 +141,32 @@ def _row(scan: str, dataset: str, subject: str, session: str, path: str, reason:
     )  # fmt: skip
 
 
-def _walk(root: Path) -> Iterator[tuple[str, str, str, str, Path | None]]:
-    """(folder, source dataset, subject, session, file) of every image, by one pass over the folders, sorted by path."""
-    pending: list[tuple[str, tuple[str, ...], str, str]] = [(str(root), (), "", "")]
+def _walk(tree: Tree) -> Iterator[tuple[str, str, str, str, Path | None]]:
+    """(folder, source dataset, subject, session, file) of every image, sorted by path; no file where a folder cannot be looked into."""
+    closed, nowhere = dict(tree.closed), dict(tree.dangling)
+    pending: list[tuple[str, tuple[str, ...], str, str]] = [(tree.root, (), "", "")]
     while pending:
         folder, above, subject, session = pending.pop()
-        relative = os.path.relpath(folder, root)
-        try:
-            with os.scandir(folder) as entries:
-                listing = sorted(entries, key=lambda entry: entry.name)
-        except OSError:
+        relative = os.path.relpath(folder, tree.root)
+        if folder in closed or folder in nowhere:
             yield relative, "/".join(above), subject, session, None
             continue
+        for name in tree.files.get(folder, ()):
+            if subject and name.lower().endswith(ENDINGS):
+                yield relative, "/".join(above), subject, session, Path(folder, name)
+            elif subject and name.lower().endswith(".zip"):
+                packed = _SESSION.fullmatch(name[:-4])
+                yield relative, "/".join(above), subject, packed[1] if packed else session, Path(folder, name)
         deeper = []
-        for entry in listing:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                if relative.count(os.sep) >= DEEPEST:
-                    continue
-                is_subject, is_session = _SUBJECT.fullmatch(entry.name), _SESSION.fullmatch(entry.name)
-                if is_subject and not subject:
-                    deeper.append((entry.path, above, is_subject[1], ""))
-                elif is_session and subject and not session:
-                    deeper.append((entry.path, above, subject, is_session[1]))
-                else:
-                    deeper.append((entry.path, above if subject else (*above, entry.name), subject, session))
-            elif subject and entry.name.endswith(ENDINGS):
-                yield relative, "/".join(above), subject, session, Path(entry.path)
-            elif subject and entry.name.endswith(".zip"):
-                packed = _SESSION.fullmatch(entry.name.removesuffix(".zip"))
-                yield relative, "/".join(above), subject, packed[1] if packed else session, Path(entry.path)
+        links = [name for name in tree.files.get(folder, ()) if f"{folder}/{name}" in nowhere and "." not in name]
+        for name in sorted([*tree.folders.get(folder, ()), *links]):
+            path, is_subject, is_session = f"{folder}/{name}", _SUBJECT.fullmatch(name), _SESSION.fullmatch(name)
+            if is_subject and not subject:
+                deeper.append((path, above, is_subject[1], ""))
+            elif is_session and subject and not session:
+                deeper.append((path, above, subject, is_session[1]))
+            elif name not in links:
+                deeper.append((path, above if subject else (*above, name), subject, session))
         pending += reversed(deeper)
 
 
@@ -177,11 +182,14 @@ class _Table:
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
         self.rows: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
         self.datasets: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for row in _people.read_table(path) if path.is_file() else ():
-            if not row.get("participant_id"):
+        for line, row in enumerate(_people.read_table(path) if path.is_file() else (), start=2):
+            if "participant_id" not in row:
                 raise InputError(
                     "a table has no participant_id", file=path, expected="participant_id", got=", ".join(map(str, row))
                 )
+            if not _people.raw(row["participant_id"]):
+                tell(f"{path}: row {line} has no participant_id and is left out")
+                continue
             dataset = str(row.get("dataset") or "").strip("/")
             subject, session = _bare(row["participant_id"], _SUBJECT), _bare(row.get("session_id"), _SESSION)
             rows = self.rows[dataset, subject, session]

@@ -6,11 +6,14 @@
   ``label_names_dseg``, so that undeclared values and left-right pairs can be told later. ``regions`` (lists of numbers) keep their numbers.
 - Every case is a subject. A dataset's folder means its ``imagesTr``; ``imagesTs`` is read when it is named itself
   (``neuroprior index DATASET/imagesTs --split test=1``), so that test cases never slip into a training split.
+- A case of letters and digits is the subject's name. Where other characters are dropped (``BR_001`` -> ``BR001x...``) a hash of the case
+  stands behind, so that ``A_1_11`` and ``A_11_1`` are two people whatever other cases there are; the column ``case`` keeps the name.
 - What does not fit is told: a channel or label file that is missing, ``numTraining`` that differs from the files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,14 +22,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core import contrasts
+from ..core import contrasts, nifti
 from ..core.errors import InputError
 from ..core.records import BAD, OK, WARNING, Scan
 from . import _people
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".nii.gz", ".nii")
+ENDINGS = tuple(sorted(nifti.READABLE, key=len, reverse=True))
+"""Endings of images and labels, small; files may have them in capitals."""
 LABEL = "dseg"
 """The label's name in the index, as in BIDS."""
 
@@ -65,15 +69,16 @@ def read(root: Path, *, contrast_map: Mapping[str, str] | None = None, name: str
         raise InputError("the labels of dataset.json cannot be understood", file=root / "dataset.json", expected='{"tumour": 1}',
                          got=str(error)) from None  # fmt: skip
     ending = str(facts.get("file_ending", ".nii.gz"))
-    if ending not in ENDINGS:
-        raise InputError("this nnU-Net dataset holds files that are no NIfTI", file=root / "dataset.json",
+    if ending.lower() not in ENDINGS:
+        raise InputError("this nnU-Net dataset holds files that cannot be read", file=root / "dataset.json",
                          expected=" or ".join(ENDINGS), got=ending, next_step="convert the images to .nii.gz")  # fmt: skip
     mapped = {str(key): value for key, value in (contrast_map or {}).items()}
     images = _images(root / folder)
     if not images:
         raise InputError("the dataset holds no images", file=root / folder, expected="CASE_0000.nii.gz")
+    labels = _labels(root / folder.replace("images", "labels"))
     if folder == "imagesTr":
-        _tell_counts(root, facts, images)
+        _tell_counts(root, facts, images, labels)
         held_out = set(_images(root / "imagesTs"))
         if held_out:
             logger.info("%s: %d cases of imagesTs are left out (index them by themselves: %s --split test=1)", dataset, len(held_out),
@@ -82,7 +87,7 @@ def read(root: Path, *, contrast_map: Mapping[str, str] | None = None, name: str
         if both:
             logger.warning("%s: %d cases are in imagesTr and in imagesTs, for example %s", dataset, len(both), both[0])
     for case, files in images.items():
-        yield from _case(root, folder, case, files, dataset, channels, names, mapped, facts)
+        yield from _case(folder, case, files, labels.get(case), dataset, channels, names, mapped, facts)
 
 
 def label_names(labels: Mapping[str, Any]) -> dict[int, str]:
@@ -141,42 +146,63 @@ def _images(folder: Path) -> dict[str, dict[str, Path]]:
     if not folder.is_dir():
         return cases
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        parts = re.fullmatch(r"(.+)_(\d{4})(\.nii(?:\.gz)?)", entry.name)
-        if parts:
-            cases.setdefault(parts[1], {})[parts[2]] = Path(entry.path)
-        elif entry.name.endswith(ENDINGS):
+        stem = _stem(entry.name)
+        if stem is None:
+            continue
+        parts = re.fullmatch(r"(.+)_(\d{4})", stem)
+        if parts is None:
             logger.warning("%s is left out: its name does not end in a channel number (_0000)", entry.path)
+        elif parts[2] in cases.setdefault(parts[1], {}):
+            logger.warning("%s is left out: %s is the same case and channel", entry.path, cases[parts[1]][parts[2]].name)
+        else:
+            cases[parts[1]][parts[2]] = Path(entry.path)
     return cases
 
 
-def _tell_counts(root: Path, facts: Mapping[str, Any], images: Mapping[str, Any]) -> None:
+def _stem(name: str) -> str | None:
+    """A file's name without its ending, or None where it is no image by its name."""
+    return next((name[: -len(ending)] for ending in ENDINGS if name[-len(ending) :].lower() == ending), None)
+
+
+def _labels(folder: Path) -> dict[str, Path]:
+    """Case -> label file."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        stem = _stem(path.name)
+        if stem is not None and path.is_file():
+            found.setdefault(stem, path)
+    return found
+
+
+def subject_name(case: str) -> str:
+    """A subject's name in letters and digits that no other case has: the case itself, or what is left of it and a hash of the whole."""
+    if re.fullmatch(r"[A-Za-z0-9]+", case) and not re.search(r"x[0-9a-f]{10}$", case):
+        return case
+    digest = hashlib.blake2b(case.encode("utf-8", "surrogateescape"), digest_size=5).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9]', '', case)}x{digest}"
+
+
+def _tell_counts(root: Path, facts: Mapping[str, Any], images: Mapping[str, Any], labels: Mapping[str, Path]) -> None:
     stated = facts.get("numTraining")
     if stated is not None and stated != len(images):
         logger.warning(
             "%s: dataset.json says numTraining %s, imagesTr holds %d cases: the files count", root.name, stated, len(images)
         )
-    labels = (
-        {p.name.removesuffix(e) for e in ENDINGS for p in (root / "labelsTr").glob(f"*{e}")}
-        if (root / "labelsTr").is_dir()
-        else set()
-    )
-    orphans = sorted(labels - set(images))
+    orphans = sorted(set(labels) - set(images))
     if orphans:
         logger.warning("%s: %d labels have no image, for example %s", root.name, len(orphans), orphans[0])
 
 
 def _case(
-    root: Path, folder: str, case: str, files: Mapping[str, Path], dataset: str, channels: Mapping[str, str], names: Mapping[int, str],
-    mapped: Mapping[str, str], facts: Mapping[str, Any],
+    folder: str, case: str, files: Mapping[str, Path], label: Path | None, dataset: str, channels: Mapping[str, str],
+    names: Mapping[int, str], mapped: Mapping[str, str], facts: Mapping[str, Any],
 ) -> Iterator[Scan]:  # fmt: skip
-    label = next((path for e in ENDINGS if (path := root / folder.replace("images", "labels") / f"{case}{e}").is_file()), None)
     notes = []
     if label is None and folder == "imagesTr":
         notes.append("its label is missing: labelsTr has no file of this name")
     absent = sorted(set(channels) - set(files))
     if absent:
         notes.append(f"the case lacks channel {', '.join(f'{c} ({channels[c]})' for c in absent)}")
-    subject = "sub-" + re.sub(r"[^A-Za-z0-9]", "", case)
     columns: dict[str, Any] = {"case": case, "folder": folder}
     if names:
         columns[f"label_names_{LABEL}"] = ";".join(f"{value}={text}" for value, text in names.items())
@@ -190,7 +216,7 @@ def _case(
             if contrast is None:
                 reasons.append(_people.unknown_contrast(raw))
         yield Scan(
-            scan=f"{dataset}/{case}_{channel}", dataset=dataset, subject=f"{dataset}/{subject}", session="",
+            scan=f"{dataset}/{case}_{channel}", dataset=dataset, subject=f"{dataset}/sub-{subject_name(case)}", session="",
             contrast=contrast or contrasts.UNKNOWN, contrast_raw=raw or channel, path=str(path),
             labels={} if label is None else {LABEL: str(label)}, licence=str(facts["licence"]) if facts.get("licence") else None,
             columns=columns, status=BAD if contrast is None else WARNING if reasons else OK, reasons=tuple(reasons),
