@@ -163,17 +163,19 @@ def plant(kind: str, scans: list[Scan]) -> list[Scan]:
             scan = replace(scan, site="site0" if ill else scan.site)
         elif kind == "acquisition":
             scan = replace(scan, columns={"acq_time": f"{2009 + ill}-05-{number % 28 + 1:02d}T10:00:00"})
+        elif kind == "year":
+            scan = replace(scan, columns={"acquisition_year": 2009 + ill})
         made.append(scan)
     return made
 
 
 @pytest.mark.parametrize(
-    "kind", ["order", "name", "folder", "header", "scans", "spacing", "shape", "position", "site", "acquisition"]
+    "kind", ["order", "name", "folder", "header", "scans", "spacing", "shape", "position", "site", "acquisition", "year"]
 )
 def test_what_is_planted_in_an_index_is_found_without_reading_a_voxel(kind: str) -> None:
     scans = plant(kind, rows(40, seed=4))
     found = shortcuts.audit(scans, ["age" if kind == "order" else "health"], config=FAST)
-    probe = {"folder": "name"}.get(kind, kind)
+    probe = {"folder": "name", "year": "acquisition"}.get(kind, kind)
     assert probe in verdicts(found)
     one = next(finding for finding in found if finding.probe == probe)
     assert one.p is not None and one.p_holm is not None and one.p < 0.01 and one.p_holm < 0.01

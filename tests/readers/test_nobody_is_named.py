@@ -136,7 +136,8 @@ def test_a_time_of_acquisition_becomes_days_since_the_first_scan(tmp_path: Path)
     told: list[str] = []
     rows = {Path(row.path).name.removesuffix(".nii.gz"): row.columns for row in bids.read(root, tell=told.append)}
     assert [rows[name].get("days") for name in ("sub-1_ses-a_T1w", "sub-1_ses-b_T1w", "sub-1_ses-b_T2w")] == [0, 365, 366]
-    assert rows["sub-2_T1w"] == {"days": 5, "days_since_first": 0}
+    assert rows["sub-2_T1w"] == {"days": 5, "days_since_first": 0, "acquisition_year": 2009}
+    assert not any("acquisition_year" in rows[name] for name in rows if name != "sub-2_T1w")  # 1877 is a shifted date
     assert rows["sub-3_T1w"] == {}
     assert any("sub-3: an acq_time cannot be read and is left out" in text for text in told)
     assert not any("2009" in text for text in told)

@@ -38,6 +38,7 @@ TIMES = (
     "date",
     "StudyDate",
     "AcquisitionTime",
+    "acquisition_year",
 )
 
 Table = Callable[[Sequence[Scan], Sequence[str], frozenset[str]], np.ndarray]

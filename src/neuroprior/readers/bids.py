@@ -415,16 +415,26 @@ def _is_empty(tree: Tree, folder: str) -> bool:
     return all(_is_empty(tree, f"{folder}/{name}") for name in tree.folders.get(folder, ()))
 
 
+FIRST_YEAR = 1970
+"""No MRI is older: BIDS shifts dates that may not be told to before 1925."""
+
+
 def _since_first(rows: list[Scan], days: list[date | None]) -> list[Scan]:
-    """The rows with the column ``days``: how many since the subject's first scan, where both are known."""
+    """The rows with the columns ``days``, since the subject's first scan, and ``acquisition_year``, where the day is known and not shifted."""
     first: dict[str, date] = {}
     for row, day in zip(rows, days):
         if day is not None:
             first[row.subject] = min(day, first.get(row.subject, day))
     out = []
     for row, day in zip(rows, days):
+        if day is None:
+            out.append(row)
+            continue
         name = "days" if "days" not in row.columns else "days_since_first"
-        out.append(row if day is None else replace(row, columns={**row.columns, name: (day - first[row.subject]).days}))
+        told: dict[str, Any] = {name: (day - first[row.subject]).days}
+        if day.year >= FIRST_YEAR:
+            told["acquisition_year"] = day.year
+        out.append(replace(row, columns={**row.columns, **told}))
     return out
 
 
