@@ -25,6 +25,8 @@ FREESURFER = (".mgz", ".mgh")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 SUFFIXES = (*FREESURFER, *ITK)
 """What this module reads."""
+DETACHED = (".mhd", ".nhdr")
+"""Headers whose voxels lie in another file."""
 
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 
@@ -67,6 +69,17 @@ def load(path: Path) -> tuple[Facts, np.ndarray]:
         InputError: as :func:`inspect`.
     """
     return _mgh(path) if path.name.lower().endswith(FREESURFER) else _text_volume(path)
+
+
+def voxel_file(path: str | Path) -> Path:
+    """The file that holds a volume's voxels: the one that a detached header (``.mhd``, ``.nhdr``) names, of any other format the path itself.
+
+    Raises:
+        InputError: as :func:`inspect`, for a detached header.
+        OSError: that header cannot be opened.
+    """
+    path = Path(path)
+    return _texts(path)[1].file if path.name.lower().endswith(DETACHED) else path
 
 
 # ------------------------------------------------------------------------------------------------------------ FreeSurfer
