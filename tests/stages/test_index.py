@@ -297,7 +297,7 @@ def test_remarks_are_no_faults(made: Path, tmp_path: Path) -> None:
     assert "ok; the qform" in found["one/sub-1_T1w"].checks["geometry"]
     assert "; another grid than" in found["one/sub-2_T1w"].checks["geometry"]
     assert found["one/sub-3_T1w"].checks["label"] == "ok; label lesion: labels stored as float32 were read as uint8"
-    assert "i.issues.tsv" not in os.listdir(tmp_path)
+    assert not (tmp_path / "i.issues.tsv").exists()
     label(made / "one", "3", 0.5)
     with pytest.raises(InputError, match="2 scans fail the check 'label'"):
         index([made], tmp_path / "i.parquet", policy=fail, workers=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -170,7 +169,7 @@ def test_longer_names_are_found_by_the_dataset_that_the_folder_is_called_after()
 def test_subjects_whose_names_differ_by_case_are_told_even_if_their_scans_do_not(tmp_path: Path) -> None:
     root = dataset(tmp_path / "d", ["a1", "b"], 0)
     scan(root / "sub-A1/anat/sub-A1_T2w.nii.gz", 7)
-    if len(os.listdir(root)) < 4:
+    if len(list(root.iterdir())) < 4:
         pytest.skip("this file system does not tell cases apart")
     index([root], tmp_path / "i.parquet", workers=1)
     told = {row.scan: "; ".join(row.reasons) for row in read_index(tmp_path / "i.parquet") if row.status == "warning"}

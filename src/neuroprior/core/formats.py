@@ -25,8 +25,6 @@ FREESURFER = (".mgz", ".mgh")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 SUFFIXES = (*FREESURFER, *ITK)
 """What this module reads."""
-DETACHED = (".mhd", ".nhdr")
-"""Headers whose voxels lie in another file."""
 
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 
@@ -72,14 +70,14 @@ def load(path: Path) -> tuple[Facts, np.ndarray]:
 
 
 def voxel_file(path: str | Path) -> Path:
-    """The file that holds a volume's voxels: the one that a detached header (``.mhd``, ``.nhdr``) names, of any other format the path itself.
+    """The file that holds a volume's voxels: the one that a MetaImage or NRRD header names, otherwise the path itself.
 
     Raises:
-        InputError: as :func:`inspect`, for a detached header.
-        OSError: that header cannot be opened.
+        InputError: as :func:`inspect`, for those headers.
+        OSError: the header cannot be opened.
     """
     path = Path(path)
-    return _texts(path)[1].file if path.name.lower().endswith(DETACHED) else path
+    return _texts(path)[1].file if path.name.lower().endswith(ITK) else path
 
 
 # ------------------------------------------------------------------------------------------------------------ FreeSurfer

@@ -211,9 +211,10 @@ def _beside(scan: Scan) -> list[tuple[str, int, int]]:
     found = []
     for path in (scan.path, scan.brain_mask, *(file for _, file in sorted(scan.labels.items()))):
         files = [path] if path and path != scan.path else []
-        if path and path.lower().endswith(formats.DETACHED):
+        if path and path.lower().endswith(formats.ITK):
             try:
-                files.append(str(formats.voxel_file(path)))
+                voxels = str(formats.voxel_file(path))
+                files += [voxels] if voxels != path else []
             except (InputError, OSError, ValueError):
                 logger.debug("%s: the file of its voxels is not known", path)
         for file in files:

@@ -468,7 +468,7 @@ def _kept(rows: pa.Table, tree: Any) -> pa.Table | None:
 
     Which labels a row had that were left out is known to its reader only.
     """
-    from ..core.formats import DETACHED
+    from ..core.formats import ITK
 
     inside = f"{tree.root}/" if tree is not None else "\0"
     names = ("path", "size_bytes", "mtime_ns", "labels", "brain_mask", "check_label")
@@ -477,7 +477,7 @@ def _kept(rows: pa.Table, tree: Any) -> pa.Table | None:
             if (mask and not mask.startswith(inside)) or (labels and not _all_inside(labels, inside)):
                 return None
             continue
-        if mask or check or labels not in (None, "{}") or path.lower().endswith(DETACHED):
+        if mask or check or labels not in (None, "{}") or path.lower().endswith(ITK):
             return None
         if size is None:
             continue
