@@ -474,7 +474,7 @@ def _kept(rows: pa.Table, tree: Any) -> pa.Table | None:
     names = ("path", "size_bytes", "mtime_ns", "labels", "brain_mask", "check_label")
     for path, size, mtime, labels, mask, check in zip(*(rows.column(name).to_pylist() for name in names)):
         if path.startswith(inside):
-            if (mask and not mask.startswith(inside)) or (labels and not _all_inside(labels, inside)):
+            if (mask and not mask.startswith(inside)) or (labels not in (None, "{}") and not _all_inside(labels, inside)):
                 return None
             continue
         if mask or check or labels not in (None, "{}") or path.lower().endswith(ITK):
