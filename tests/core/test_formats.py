@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from neuroprior.core import nifti
+from neuroprior.core import formats, nifti
 from neuroprior.core.errors import InputError
 
 sitk = pytest.importorskip("SimpleITK", reason="SimpleITK, which these are compared with, is not installed")
@@ -122,3 +122,27 @@ def test_other_people_s_odd_headers_are_told(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=reason):
             nifti.inspect_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_where_the_voxels_are(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(b"anything")
+    if ending in (".mhd", ".mha"):
+        path.write_text("NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = y.raw\n")
+    elif ending in (".nhdr", ".nrrd"):
+        path.write_text("NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: y.raw\n")
+    (tmp_path / "y.raw").write_bytes(bytes(8))
+    detached = ending in formats.ITK
+    assert formats.voxel_file(path) == (tmp_path / "y.raw" if detached else path)
+    (tmp_path / "y.raw").unlink()
+    if detached:
+        with pytest.raises(InputError, match="not there"):
+            formats.voxel_file(path)
+        path.write_bytes(
+            path.read_bytes()
+            .replace(b"ElementDataFile = y.raw", b"ElementDataFile = LOCAL")
+            .replace(b"data file: y.raw\n", b"\n")
+            + bytes(8)
+        )
+        assert formats.voxel_file(path) == path

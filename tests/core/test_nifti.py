@@ -278,3 +278,19 @@ def test_a_qfac_of_0_counts_as_1(tmp_path: Path) -> None:
         header["pixdim"][0] = qfac
         path.write_bytes(header.structarr.tobytes() + bytes(4) + bytes(4 * 20 * 21 * 22))
         np.testing.assert_allclose(nifti.inspect_header(path).affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.mgz"])
+@pytest.mark.parametrize("block", [1, 5000, 1 << 24])
+def test_a_coarse_look_is_every_nth_voxel_and_counts_all(name: str, block: int, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(100, 20, (57, 44, 39)).astype(np.float32)
+    voxels[0, 0, 0], voxels[1, 1, 1] = np.nan, -5000
+    affine = np.array([[0, -1.3, 0, 5], [1.0, 0, 0, 6], [0, 0, 2.0, 7], [0, 0, 0, 1]])
+    kind = nibabel.MGHImage if name.endswith("mgz") else nibabel.Nifti1Image
+    nibabel.save(kind(voxels, affine), tmp_path / name)
+    whole, counted = nifti.read_surveyed(tmp_path / name)
+    coarse, told = nifti.read_coarse(tmp_path / name, 3.0, block=block)
+    assert told == counted == nifti.survey(tmp_path / name, block=block)
+    assert (told.n_nan, told.low) == (1, -5000)
+    assert np.array_equal(coarse.voxels, whole.voxels[::3, ::2, ::2])
+    assert np.allclose(coarse.affine @ [4, 5, 6, 1], whole.affine @ [12, 10, 12, 1])

@@ -69,3 +69,14 @@ def test_unknown_names_are_told_with_the_nearest() -> None:
     parse("EDSS > 1").known({"EDSS"})
     assert not condition.needs_files
     assert parse("orientation == 'RAS'").needs_files
+
+
+def test_checks_can_be_asked_for_and_the_split_cannot() -> None:
+    found = row(checks={"intensity": "ok", "duplicates": "equals d/x"})
+    assert parse("check_intensity == 'ok' and check_duplicates != 'ok' and check_faces is None").test(found) is True
+    assert parse("check_faces == 'ok'").needs_files
+    for text in ("split == 'train'", "age > 3 and not split in ('test', 'val')", "columns['split'] == 'x'"):
+        with pytest.raises(ConfigError, match="cannot ask for the split"):
+            parse(text)
+    with pytest.raises(ConfigError, match="did you mean 'check_faces'"):
+        parse("check_face == 'ok'").known(set())

@@ -104,7 +104,7 @@ def test_faces_and_skulls(rows: dict[str, Scan]) -> None:
 def test_masks_that_are_no_brain_and_labels_elsewhere(rows: dict[str, Scan], real_data: Path) -> None:
     masks = sorted((real_data / "openms-long").glob("derivatives/**/*L19*desc-brain_mask.nii.gz"))
     assert masks
-    said = [text for mask in masks for text in _check_mask(str(mask), [])]
+    said = [text for mask in masks for text in _check_mask(str(mask))]
     assert any("which is no brain" in text for text in said), BRAIN_LITRES
     assert all(
         "brain mask in space-common is left out" in " ".join(row.reasons) for row in rows.values() if row.dataset == "openms-long"

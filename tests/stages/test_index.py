@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -34,6 +35,15 @@ def scan(
     if change is not None:
         change(voxels)
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([8.0, 8, 8, 1]) if affine is None else affine), path)
+    return path
+
+
+def label(root: Path, subject: str, value: float, dtype: Any = np.float32) -> Path:
+    """A lesion mask of one value in one corner, for a subject's scans."""
+    voxels = np.zeros((12, 12, 12), dtype)
+    voxels[:4, :4, :4] = value
+    path = root / f"sub-{subject}/anat/sub-{subject}_label-lesion_mask.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([8.0, 8, 8, 1])), path)
     return path
 
 
@@ -122,18 +132,25 @@ SHEARED = np.array([[8.0, 2, 0, 0], [0, 8, 0, 0], [0, 0, 8, 0], [0, 0, 0, 1]])
     ({"change": constant}, "intensity", "fix", "bad", "constant"), ({"affine": SHEARED}, "geometry", "fix", "warning", "not orthogonal"),
     ({"affine": SHEARED}, "geometry", "skip", "bad", "not orthogonal"), ({"affine": np.diag([0.008, 0.008, 0.008, 1])}, "geometry", "fix", "warning", "no brain scan"),
     ({"seed": 1}, "duplicates", "fix", "warning", "same image as one/sub-0_FLAIR"), ({"seed": 1}, "duplicates", "skip", "bad", "same image"),
+    ({"label": 0.5}, "label", "fix", "warning", "no whole numbers"), ({"label": 0.5}, "label", "skip", "bad", "no whole numbers"),
 ])  # fmt: skip
 def test_every_check_is_a_column_and_has_its_policies(
     made: Path, tmp_path: Path, fault: dict[str, Any], check: str, policy: str, status: str, reason: str
 ) -> None:  # fmt: skip
-    scan(made / "two/sub-3/anat/sub-3_T1w.nii.gz", **fault)
+    if "label" in fault:
+        label(made / "two", "3", fault["label"])
+        (made / "two/sub-3/anat/sub-3_FLAIR.nii.gz").unlink()  # it would share the label
+    else:
+        scan(made / "two/sub-3/anat/sub-3_T1w.nii.gz", **fault)
     summary = index([made], tmp_path / "i.parquet", policy=[f"{check}={policy}"], workers=1)
     table = pd.read_parquet(tmp_path / "i.parquet").set_index("scan")
     row = table.loc["two/sub-3_T1w"]
     assert str(row["status"]) == status
     assert reason in "; ".join(row["reasons"])
     assert str(row[f"check_{check}"]) != "ok"
-    assert set(table.drop(index="two/sub-3_T1w")[f"check_{check}"]) == {"ok"}
+    nobody = "nobody looked"  # the others have no label
+    others = set(table.drop(index="two/sub-3_T1w")[f"check_{check}"].fillna(nobody))
+    assert others == ({nobody} if check == "label" else {"ok"})
     assert summary.warning + summary.bad == 1
     with pytest.raises(InputError, match=rf"1 scans fail the check '{check}'[\s\S]*two/sub-3_T1w"):
         index([made], tmp_path / "none.parquet", policy=[f"{check}=fail"], workers=1)
@@ -201,10 +218,143 @@ def test_what_has_not_changed_is_not_read_again(made: Path, tmp_path: Path, monk
     shutil.rmtree(made / "two/sub-5")
     again(set())
     assert "two/sub-5" not in {row.subject for row in read_index(out)}
+    # labels, masks and what a text header points to belong to what has not changed
+    mask = label(made / "one", "2", 0.5)
+    again({"one/sub-2_T1w", "one/sub-2_FLAIR"})
+    assert "left out" in rows(out)["one/sub-2_T1w"].checks["label"]
+    again(set())
+    label(made / "one", "2", 1)
+    again({"one/sub-2_T1w", "one/sub-2_FLAIR"})
+    assert list(rows(out)["one/sub-2_T1w"].labels.values()) == [str(mask)]
+    (made / "one/derivatives/x/sub-3/anat").mkdir(parents=True)
+    brain = made / "one/derivatives/x/sub-3/anat/sub-3_desc-brain_mask.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((12, 12, 12), np.uint8), np.diag([8.0, 8, 8, 1])), brain)
+    again({"one/sub-3_T1w", "one/sub-3_FLAIR"})
+    os.utime(brain, ns=(1, 1))
+    again({"one/sub-3_T1w", "one/sub-3_FLAIR"})
+    again(set())
     again({row.scan for row in read_index(out)}, checks="header")
     again(set(), checks="header", split="train=1")
     assert {row.split for row in read_index(out)} == {"train"}
     assert before.num_rows == 24
+
+
+def mhd(folder: Path, seed: int) -> Path:
+    """A text header, the same for all, and voxels beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "T1w.mhd").write_text(
+        "ObjectType = Image\nNDims = 3\nDimSize = 12 12 12\nElementSpacing = 8 8 8\nElementType = MET_UCHAR\nElementDataFile = T1w.raw\n"
+    )
+    (folder / "T1w.raw").write_bytes(np.random.default_rng(seed).integers(0, 255, 1728).astype(np.uint8).tobytes())
+    return folder / "T1w.mhd"
+
+
+def test_voxels_and_labels_elsewhere_are_seen_to_change_and_to_be_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text headers are alike; their voxels are not, save for two. A table's labels lie outside any tree that is walked."""
+    from neuroprior.data import index as tables
+
+    for s in range(5):
+        mhd(tmp_path / f"p{s}", seed=min(s, 3))
+    label(scan(tmp_path / "sub-9/anat/sub-9_T1w.nii.gz", 9).parents[2], "9", 0.5)
+    table = "path,subject,contrast,label_lesion\n" + "".join(f"p{s}/T1w.mhd,{s},T1w,\n" for s in range(5))
+    table += "sub-9/anat/sub-9_T1w.nii.gz,9,T1w,sub-9/anat/sub-9_label-lesion_mask.nii.gz\n"
+    (tmp_path / "scans.csv").write_text(table)
+    out = tmp_path / "i.parquet"
+    index([tmp_path / "scans.csv"], out, workers=1)
+    found = rows(out)
+    assert {name for name, row in found.items() if row.checks["duplicates"] != "ok"} == {"scans/sub-4_T1w"}
+    assert found["scans/sub-9_T1w"].labels == {}
+    read: list[str] = []
+    plain = tables.check_scan
+    monkeypatch.setattr(tables, "check_scan", lambda scan, **options: read.append(scan.scan) or plain(scan, **options))
+    index([tmp_path / "scans.csv"], out, workers=1)
+    assert read == []
+    mhd(tmp_path / "p4", seed=4)
+    label(tmp_path, "9", 1)
+    index([tmp_path / "scans.csv"], out, workers=1)
+    assert sorted(read) == ["scans/sub-4_T1w", "scans/sub-9_T1w"]
+    found = rows(out)
+    assert {row.checks["duplicates"] for row in found.values()} == {"ok"}
+    assert list(found["scans/sub-9_T1w"].labels) == ["lesion"]
+    assert read_table(out)[0].drop_columns(["mtime_ns"]).equals(
+        (index([tmp_path / "scans.csv"], tmp_path / "fresh.parquet", workers=1), read_table(tmp_path / "fresh.parquet"))[1][0].drop_columns(["mtime_ns"])
+    )  # fmt: skip
+
+
+def test_remarks_are_no_faults(made: Path, tmp_path: Path) -> None:
+    """Values below zero, a qform alone, another grid in a session, a mask stored as floats: told, and no reason to stop."""
+    scan(made / "one/sub-0/anat/sub-0_T1w.nii.gz", change=lambda voxels: voxels.__isub__(100))
+    image = nibabel.Nifti1Image(np.random.default_rng(1).normal(100, 20, (12, 12, 12)).astype(np.float32), None)
+    image.header.set_qform(np.diag([8.0, 8, 8, 1]), 1)
+    image.header.set_sform(None, 0)
+    nibabel.save(image, made / "one/sub-1/anat/sub-1_T1w.nii.gz")
+    scan(made / "one/sub-2/anat/sub-2_T1w.nii.gz", 5, affine=np.diag([7.0, 8, 8, 1]))
+    label(made / "one", "3", 1)
+    fail = [f"{check}=fail" for check in ("geometry", "intensity", "label", "duplicates", "faces")]
+    assert index([made], tmp_path / "i.parquet", policy=fail, workers=1).ok == 24
+    found = rows(tmp_path / "i.parquet")
+    assert "; values below zero" in found["one/sub-0_T1w"].checks["intensity"]
+    assert "ok; the qform" in found["one/sub-1_T1w"].checks["geometry"]
+    assert "; another grid than" in found["one/sub-2_T1w"].checks["geometry"]
+    assert found["one/sub-3_T1w"].checks["label"] == "ok; label lesion: labels stored as float32 were read as uint8"
+    assert not (tmp_path / "i.issues.tsv").exists()
+    label(made / "one", "3", 0.5)
+    with pytest.raises(InputError, match="2 scans fail the check 'label'"):
+        index([made], tmp_path / "i.parquet", policy=fail, workers=1)
+
+
+def test_a_large_volume_is_looked_at_for_a_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in blocks, it shows the same face; its labels are told not to have been looked at."""
+    from neuroprior.data import index as tables
+
+    x, y, z = (axis * 4.0 for axis in np.mgrid[:48, :60, :50])
+    z = z - 196
+    voxels = 100.0 * (((x - 96) / 72) ** 2 + ((y - 130) / 90) ** 2 + ((z + 62) / 62) ** 2 < 1)
+    voxels[(np.abs(x - 96) < 50) & (y > 140) & (y < 205) & (z < -70) & (z > -190)] = 80
+    (tmp_path / "one/sub-1/anat").mkdir(parents=True)
+    nibabel.save(
+        nibabel.Nifti1Image(np.repeat(voxels, 4, axis=0), np.diag([1.0, 4, 4, 1])), tmp_path / "one/sub-1/anat/sub-1_T1w.nii.gz"
+    )
+    index([tmp_path / "one"], tmp_path / "i.parquet", workers=1)
+    plain = rows(tmp_path / "i.parquet")["one/sub-1_T1w"]
+    assert plain.checks["faces"].startswith("face")
+    monkeypatch.setattr(tables, "LARGE_BYTES", 100)
+    monkeypatch.setattr(tables.nifti, "read_surveyed", lambda path: pytest.fail("a large volume must not be read whole"))
+    index([tmp_path / "one"], tmp_path / "j.parquet", policy=["faces=skip"], workers=1)
+    large = rows(tmp_path / "j.parquet")["one/sub-1_T1w"]
+    assert (large.status, large.checks) == ("bad", {name: text for name, text in plain.checks.items() if name != "duplicates"})
+    with pytest.raises(InputError, match="1 scans fail the check 'faces'"):
+        index([tmp_path / "one"], tmp_path / "k.parquet", policy=["faces=fail"], workers=1)
+    label(tmp_path / "one", "1", 1)
+    for policy, status in (("fix", "warning"), ("skip", "bad")):
+        index([tmp_path / "one"], tmp_path / "k.parquet", policy=[f"label={policy}"], workers=1)
+        row = rows(tmp_path / "k.parquet")["one/sub-1_T1w"]
+        assert (row.status, "was not looked at" in row.reasons[0]) == (status, True)
+
+
+def test_how_large_is_large() -> None:
+    """By bytes: 2 GB of float64 are, as many voxels of one byte are not counted alike."""
+    from neuroprior.data.index import LARGE_BYTES
+
+    assert 268e6 * (8 + 4) > LARGE_BYTES > 512**3 * (1 + 4)
+
+
+def test_a_long_index_tells_how_many_and_how_fast(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(indexing, "TOLD_EVERY_S", 0.0)
+    with caplog.at_level("INFO"):
+        index([made], tmp_path / "i.parquet", workers=1)
+    told = [message for message in caplog.messages if "known scans read" in message]
+    assert re.fullmatch(r"28 files listed, 24 of 24 known scans read \([1-9]\d*/s\)", told[-1])
+    seen = [int(re.findall(r"(\d+) of", message)[0]) for message in told]
+    assert seen == sorted(seen)
+    assert 8 in seen
+    caplog.clear()
+    monkeypatch.setattr(indexing, "TOLD_EVERY_S", 30.0)
+    with caplog.at_level("INFO"):
+        index([made], tmp_path / "j.parquet", workers=1)
+    assert not [message for message in caplog.messages if "known scans read" in message]  # it did not take long
 
 
 def test_a_duplicate_that_is_gone_is_no_reason_any_more(made: Path, tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ def load(path: Path) -> tuple[Facts, np.ndarray]:
     return _mgh(path) if path.name.lower().endswith(FREESURFER) else _text_volume(path)
 
 
+def voxel_file(path: str | Path) -> Path:
+    """The file that holds a volume's voxels: the one that a MetaImage or NRRD header names, otherwise the path itself.
+
+    Raises:
+        InputError: as :func:`inspect`, for those headers.
+        OSError: the header cannot be opened.
+    """
+    path = Path(path)
+    return _texts(path)[1].file if path.name.lower().endswith(ITK) else path
+
+
 # ------------------------------------------------------------------------------------------------------------ FreeSurfer
 
 

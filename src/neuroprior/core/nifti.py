@@ -323,41 +323,82 @@ def survey(path: str | Path, *, block: int = 1 << 24) -> Survey:
 
     Args:
         path: any readable volume; other formats than NIfTI are read whole.
-        block: bytes read at a time.
+        block: bytes read at a time, and at least one row of voxels.
+
+    Raises:
+        InputError: as :func:`inspect_header`, and for a stream that is damaged.
+    """
+    return read_coarse(path, math.inf, block=block)[1]
+
+
+def read_coarse(path: str | Path, step_mm: float, *, block: int = 1 << 24) -> tuple[Volume, Survey]:
+    """Every n-th voxel of a scan along each axis, and the intensities of all: memory does not grow with the file.
+
+    Args:
+        path: any readable volume; other formats than NIfTI are read whole.
+        step_mm: about how far the voxels that are kept lie apart; the first of each axis is kept.
+        block: bytes read at a time, and at least one row of voxels.
+
+    Returns:
+        float32 volume of the voxels that were kept, those that are no numbers set to 0, and what :func:`survey` says of all.
 
     Raises:
         InputError: as :func:`inspect_header`, and for a stream that is damaged.
     """
     path = _checked(path, reading=True)
     if formats.is_other(path):
-        _, scaling, stored = _load(path)
-        return _count([stored.ravel()], *scaling)
+        facts, scaling, stored = _load(path)
+        steps = _steps(facts, step_mm)
+        kept = stored[tuple(slice(None, None, step) for step in steps)]
+        return _coarse(_scaled(kept, *scaling), facts, steps), _count([stored.ravel(order="K")], *scaling)
     with _readable(path):
         with _open(path) as file:
             header = _parse(file.read(544), path)
-        _judge(header, path)
-        dtype, left = header.get_data_dtype(), math.prod(int(n) for n in header.get_data_shape())
+        facts = _judge(header, path)
+        dtype = header.get_data_dtype()
         needed, start, got = _length(header), _offset(header), 0
+        nx, ny, nz = facts.shape
+        steps = _steps(facts, step_mm)
+        kept_rows: list[np.ndarray] = []
 
         def blocks() -> Iterator[np.ndarray]:
             nonlocal got
-            remaining = left
+            at, rows = 0, ny * nz  # a row is a line of voxels along x, as they lie in the file
             with _open(path) as file:
                 file.seek(start)
-                while remaining:
-                    wanted = min(remaining, max(1, block // dtype.itemsize)) * dtype.itemsize
+                while at < rows:
+                    count = min(rows - at, max(1, block // (nx * dtype.itemsize)))
+                    wanted = count * nx * dtype.itemsize
                     content = file.read(wanted)
                     while len(content) < wanted and (more := file.read(wanted - len(content))):
                         content += more
                     got += len(content)
                     if len(content) < wanted:
                         raise _cut_short(path, needed, start + got)
-                    remaining -= wanted // dtype.itemsize
-                    yield np.frombuffer(content, dtype)
+                    stored = np.frombuffer(content, dtype)
+                    row = np.arange(at, at + count)
+                    kept_rows.append(
+                        stored.reshape(count, nx)[(row % ny % steps[1] == 0) & (row // ny % steps[2] == 0), :: steps[0]]
+                    )
+                    at += count
+                    yield stored
                 if path.name.lower().endswith(".gz"):
                     file.read(1)  # the checksum is compared at the end of the stream
 
-        return _count(blocks(), *_scaling(header))
+        scaling = _scaling(header)
+        found = _count(blocks(), *scaling)
+    sizes = [len(range(0, n, step)) for n, step in zip(facts.shape, steps)]
+    kept = np.concatenate(kept_rows).reshape(sizes[2], sizes[1], sizes[0]).transpose()
+    return _coarse(_scaled(kept, *scaling), facts, steps), found
+
+
+def _steps(facts: Header, step_mm: float) -> tuple[int, int, int]:
+    x, y, z = (n if mm * n <= step_mm else max(1, round(step_mm / mm)) for mm, n in zip(facts.spacing_mm, facts.shape))
+    return x, y, z
+
+
+def _coarse(voxels: np.ndarray, facts: Header, steps: tuple[int, int, int]) -> Volume:
+    return Volume(np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0), facts.affine @ np.diag([*map(float, steps), 1.0]))
 
 
 def _count(blocks: Iterable[np.ndarray], slope: float, intercept: float) -> Survey:

@@ -15,7 +15,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import __version__
-from ..core import artifacts, nifti, seeds
-from ..core.contrasts import UNKNOWN
-from ..core.errors import ArtifactError, ConfigError, InputError, LeakageError, NeuropriorError
-from ..core.grids import grid_of
+from ..core import artifacts, formats, nifti
+from ..core.errors import ArtifactError, ConfigError, InputError, NeuropriorError
+from ..core.grids import Grid, grid_of
 from ..core.records import BAD, CHECKS, OK, WARNING, Scan
 from ..core.relations import overlap
 from ..core.volume import Volume
+from . import faces
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ SPACING_MM = (0.05, 60.0)
 """Voxels shorter or longer than this are no brain scan's."""
 BRAIN_LITRES = (0.3, 2.2)
 """What a brain mask may hold, from a newborn's brain to a large head's with the fluid around it."""
-LARGE_VOXELS = 1 << 29
-"""Volumes of more voxels are read in blocks, to know their intensities alone."""
+LARGE_BYTES = 1 << 30
+"""Volumes that would take more memory than this, as stored and as float32, are read in blocks: their intensities whole, their face coarsely."""
 EXTENT_MM = (20.0, 1000.0)
 """A volume whose longest side is below or above this holds no head, or its spacing is in another unit."""
 
@@ -65,18 +65,27 @@ SCHEMA = pa.schema([
     ("orientation", pa.string()), ("dtype", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64()),
     ("status", pa.string()), ("reasons", pa.list_(pa.string())), ("split", pa.string()),
     *[(f"check_{name}", pa.string()) for name in CHECKS],
-    ("content", pa.string()), ("fingerprint", pa.string()), ("source", pa.string()),
+    ("content", pa.string()), ("fingerprint", pa.string()), ("source", pa.string()), ("given_split", pa.string()),
 ])  # fmt: skip
-"""The table's columns. ``content`` is equal where files may be equal, ``fingerprint`` says what the reader said of the scan and how it was
-checked, ``source`` is the root that the row came from."""
+"""The table's columns. ``content`` is equal where files may be equal, ``fingerprint`` says what the reader said of the scan, how it was
+checked and what its labels, mask and voxel file were, ``source`` is the root that the row came from, ``given_split`` the split that the
+dataset itself states."""
 
 
 def to_table(scans: Sequence[Scan], **extra: Sequence[Any]) -> pa.Table:
-    """Scans as a table of :data:`SCHEMA`; ``extra`` gives the last columns, which are empty otherwise."""
+    """Scans as a table of :data:`SCHEMA`; ``extra`` gives the last columns, which are empty otherwise.
+
+    A split that a scan has by now is one that it was given (by its dataset, or by the index that it is taken from).
+    """
     rows = [scan.row() for scan in scans]
+    extra = {**extra, "given_split": [scan.split or None for scan in scans]}
     columns = []
     for item in SCHEMA:
-        values = extra.get(item.name) if item.name in ("content", "fingerprint", "source") else [row[item.name] for row in rows]
+        values = (
+            extra.get(item.name)
+            if item.name in ("content", "fingerprint", "source", "given_split")
+            else [row[item.name] for row in rows]
+        )
         if item.name == "age":
             values = [float(value) if isinstance(value, (int, float)) else None for value in values or ()]
         elif item.type == pa.string() and values is not None:  # what a reader gave as a number (a site 3) is text here
@@ -106,6 +115,14 @@ def write_table(table: pa.Table, path: str | Path, **notes: Any) -> Path:
     with artifacts.atomic(path) as temporary:
         pq.write_table(table, temporary)
     return path
+
+
+def replaced(table: pa.Table, **columns: Sequence[Any]) -> pa.Table:
+    """A table with other values in some of its columns."""
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    return table
 
 
 def read_table(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -179,21 +196,42 @@ def parse_policies(texts: Iterable[str]) -> dict[str, str]:
 
 
 def fingerprint(scan: Scan, settings: str = "") -> str:
-    """What a reader says of a scan, and how it is checked, in 16 hexadecimal digits: equal means that nothing but the file can have changed."""
+    """What a reader says of a scan, how it is checked, and size and time of the files beside it (labels, brain mask, the voxels of a detached
+    header), in 16 hexadecimal digits: equal means that nothing but the image's own file can have changed.
+    """
     said = (
         scan.scan, scan.dataset, scan.subject, scan.session, scan.contrast, scan.contrast_raw, scan.path, scan.brain_mask, sorted(scan.labels.items()),
-        scan.age, scan.sex, scan.health, scan.site, scan.scanner, scan.licence, list(scan.columns.items()), scan.status, scan.reasons, settings,
+        scan.age, scan.sex, scan.health, scan.site, scan.scanner, scan.licence, list(scan.columns.items()), scan.status, scan.reasons, scan.split, settings, *_beside(scan),
     )  # fmt: skip
     return hashlib.blake2b(repr(said).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
+def _beside(scan: Scan) -> list[tuple[str, int, int]]:
+    """Path, size and time of the files that a scan's row depends on beside its own; of one that is not there the path with zeros."""
+    found = []
+    for path in (scan.path, scan.brain_mask, *(file for _, file in sorted(scan.labels.items()))):
+        files = [path] if path and path != scan.path else []
+        if path and path.lower().endswith(formats.ITK):
+            try:
+                voxels = str(formats.voxel_file(path))
+                files += [voxels] if voxels != path else []
+            except (InputError, OSError, ValueError):
+                logger.debug("%s: the file of its voxels is not known", path)
+        for file in files:
+            try:
+                facts = os.stat(file)
+                found.append((file, facts.st_size, facts.st_mtime_ns))
+            except (OSError, ValueError):
+                found.append((file, 0, 0))
+    return found
+
+
 def check_batch(scans: Sequence[Scan], *, voxels: bool, policies: Mapping[str, str], settings: str) -> pa.Table:
     """Rows as a table with what their files say."""
+    said = [fingerprint(scan, settings) for scan in scans]  # before they are read: what changes meanwhile is read again next time
     checked = [check_scan(scan, voxels=voxels, policies=policies) for scan in scans]
     return to_table(
-        checked,
-        content=[content_key(scan.path) if scan.status != BAD else None for scan in checked],
-        fingerprint=[fingerprint(scan, settings) for scan in scans],
+        checked, content=[content_key(scan.path) if scan.status != BAD else None for scan in checked], fingerprint=said
     )
 
 
@@ -241,14 +279,8 @@ def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
         status = BAD
     labels = dict(scan.labels)
     if voxels and status != BAD:
-        volume, found = None, None
-        if math.prod(header.shape) <= LARGE_VOXELS:
-            volume, found = nifti.read_surveyed(scan.path)
-        else:
-            found = nifti.survey(scan.path)
-            reasons.append(
-                f"the volume has {math.prod(header.shape) / 1e6:.0f} million voxels: its face and labels were not looked at"
-            )
+        large = math.prod(header.shape) * (np.dtype(header.dtype).itemsize + 4) > LARGE_BYTES
+        volume, found = nifti.read_coarse(scan.path, faces.STEP_MM) if large else nifti.read_surveyed(scan.path)
         problems = list(found.problems)
         remark = f"; values below zero, down to {found.low:.4g}" if found.low < 0 else ""
         remark += f"; stored as {header.dtype} with a scale" if found.scaled else ""
@@ -260,11 +292,13 @@ def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
         elif problems:
             reasons += problems
             status = BAD
-        if volume is not None and status != BAD:
-            status = _check_face(scan, volume, checks, reasons, status, policies["faces"])
-            broken = _check_labels(volume, labels, reasons) + _check_mask(scan.brain_mask, reasons)
+        if status != BAD:
+            status = _check_face(volume, checks, reasons, status, policies["faces"])
+            broken, remarks = _check_labels(None if large else volume, labels)
+            broken += _check_mask(scan.brain_mask)
+            reasons += broken
             if scan.labels or scan.brain_mask:
-                checks["label"] = "; ".join(broken) or "ok"
+                checks["label"] = "; ".join(broken) or "; ".join(["ok", *remarks])
             if broken:
                 status = BAD if policies["label"] == "skip" else WARNING if status == OK else status
     return replace(
@@ -292,31 +326,35 @@ def _implausible(header: nifti.Header) -> list[str]:
     return said
 
 
-def _check_face(scan: Scan, volume: Volume, checks: dict[str, str], reasons: list[str], status: str, policy: str) -> str:
-    from .faces import look
-
+def _check_face(volume: Volume, checks: dict[str, str], reasons: list[str], status: str, policy: str) -> str:
     if "faces" not in checks:  # a reader may know from the dataset that it was defaced
-        checks["faces"] = look(volume).words
+        checks["faces"] = faces.look(volume).words
     if checks["faces"].startswith("face") and policy == "skip":
         reasons.append("the head shows a face: deface it, or index with --policy faces=keep")
         return BAD
     return status
 
 
-def _check_labels(volume: Volume, labels: dict[str, str], reasons: list[str]) -> list[str]:
-    """What is wrong with a scan's labels; those that do not belong are taken out of ``labels``."""
+def _check_labels(volume: Volume | None, labels: dict[str, str]) -> tuple[list[str], list[str]]:
+    """What is wrong with a scan's labels, and remarks; those that do not belong are taken out of ``labels``.
+
+    A volume that is too large to be held (None) cannot be compared with its labels, and that is told of each.
+    """
     broken: list[str] = []
+    remarks: list[str] = []
     for name, file in sorted(labels.items()):
-        problem, keep = _check_label(volume.voxels, grid_of(volume), Path(file))
-        if problem:
-            broken.append(f"label {name}: {problem}")
-        if not keep:
+        if volume is None:
+            broken.append(f"label {name}: it was not looked at: the volume would take more than {LARGE_BYTES / 2**30:.3g} GiB")
+            continue
+        found = _check_label(volume.voxels, grid_of(volume), Path(file))
+        broken += [f"label {name}: {found.problem}"] if found.problem else []
+        remarks += [f"label {name}: {text}" for text in found.remarks]
+        if not found.keep:
             del labels[name]
-    reasons += broken
-    return broken
+    return broken, remarks
 
 
-def _check_mask(path: str | None, reasons: list[str]) -> list[str]:
+def _check_mask(path: str | None) -> list[str]:
     """What is odd about a brain mask: it cannot be read, or it holds more or less than any brain."""
     if path is None:
         return []
@@ -329,24 +367,33 @@ def _check_mask(path: str | None, reasons: list[str]) -> list[str]:
         if BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
             return []
         said = f"brain mask: it holds {litres:.2f} litres, which is no brain"
-    reasons.append(said)
     return [said]
 
 
-def _check_label(image: np.ndarray, grid: object, path: Path) -> tuple[str | None, bool]:
-    """What is wrong with a label, and whether it is kept all the same."""
+@dataclass(frozen=True)
+class _Label:
+    """What is wrong with a label, what is worth knowing of it, and whether it is kept."""
+
+    problem: str | None = None
+    remarks: tuple[str, ...] = ()
+    keep: bool = True
+
+
+def _check_label(image: np.ndarray, grid: Grid, path: Path) -> _Label:
     try:
+        repaired = nifti.inspect_header(path).notes
         label, notes = nifti.read_labels(path)
     except InputError as error:
-        return f"left out: {error.reason}", False
+        return _Label(f"left out: {error.reason}", keep=False)
     own = grid_of(label)
     if label.voxels.shape == image.shape and np.array_equal(label.voxels.astype(np.float32), image):
-        return "left out: it equals its image", False
-    if own != grid and overlap(own, grid) < LABEL_OVERLAP:  # type: ignore[arg-type]  # both are grids
-        return "left out: it lies outside the scan's field of view", False
+        return _Label("left out: it equals its image", keep=False)
+    if own != grid and overlap(own, grid) < LABEL_OVERLAP:
+        return _Label("left out: it lies outside the scan's field of view", keep=False)
+    remarks = tuple(note for note in notes if note not in repaired)  # stored as another type, or rounded to whole numbers
     if own.shape != image.shape:
-        return "it lies on another grid: it will be resampled", True
-    return (notes[0], True) if notes else (None, True)
+        return _Label("it lies on another grid: it will be resampled", remarks)
+    return _Label(repaired[0] if repaired else None, remarks)
 
 
 GRID = "; another grid than "
@@ -394,10 +441,12 @@ def session_grids(table: pa.Table) -> list[str | None]:
 def content_key(path: str) -> str | None:
     """A text that is equal for equal files, made from a few of their bytes.
 
-    A gzip file carries the checksum of its content and its length in its last 8 bytes; of others the size and three blocks are taken.
+    A gzip file carries the checksum of its content and its length in its last 8 bytes; of others the size and three blocks are taken. Of a
+    detached header (``.mhd``) the file with the voxels counts: many scans may share one text.
     Files of one key may still differ: :func:`duplicates` compares them whole.
     """
     try:
+        path = str(formats.voxel_file(path))
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if path.lower().endswith((".gz", ".mgz")) and size >= 18:
@@ -408,19 +457,20 @@ def content_key(path: str) -> str | None:
                 file.seek(place)
                 digest.update(file.read(4096))
             return f"{size}-{digest.hexdigest()}"
-    except OSError:
+    except (OSError, InputError):
         return None
 
 
 def _whole(path: str) -> str | None:
-    """The hash of a file's content, unpacked where it is packed."""
+    """The hash of a file's content, unpacked where it is packed; of a detached header that of its voxels."""
     digest = hashlib.sha256()
     try:
+        path = str(formats.voxel_file(path))
         with open(path, "rb") as raw:
             file: Any = gzip.GzipFile(fileobj=raw) if path.lower().endswith((".gz", ".mgz")) else raw
             while block := file.read(1 << 22):
                 digest.update(block)
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, zlib.error, InputError):
         return None
     return digest.hexdigest()
 
@@ -447,132 +497,3 @@ def duplicates(table: pa.Table) -> list[list[int]]:
         named = dict(zip(rows, (place["scan"] for place in places)))
         groups += [sorted(group, key=lambda row: named[row]) for group in same.values() if len(group) > 1]
     return groups
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Splits
-
-
-def parse_split(text: str) -> dict[str, float]:
-    """``"train=0.8,val=0.1,test=0.1"`` as fractions that sum to one.
-
-    Raises:
-        ConfigError: it cannot be read, names another split, or does not sum to one.
-    """
-    try:
-        fractions = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise ConfigError(f"cannot read the split {text!r}", expected="train=0.8,val=0.1,test=0.1") from None
-    if (
-        set(fractions) - {"train", "val", "test"}
-        or not min(fractions.values()) >= 0
-        or not abs(sum(fractions.values()) - 1) <= 1e-6
-    ):
-        raise ConfigError(f"the split {text!r} is impossible", expected="shares of train, val and test that sum to 1")
-    return fractions
-
-
-def assign_splits(
-    scans: Sequence[Scan], fractions: Mapping[str, float], *, seed: int, given: Mapping[str, str] | None = None
-) -> list[Scan]:
-    """The rows with a split each: by subject, and in each dataset and health group in the wanted shares.
-
-    Args:
-        scans: rows; bad ones get their subject's split too.
-        fractions: split -> share of subjects.
-        seed: of the order.
-        given: subject (namespaced or bare) -> split, taken as it is.
-    """
-    strata: dict[str, tuple[str, ...]] = {}
-    for scan in scans:
-        strata.setdefault(scan.subject, (scan.dataset, str(scan.health or "")))
-    chosen = plan_splits(strata, fractions, seed=seed, given=given)
-    return [replace(scan, split=chosen[scan.subject]) for scan in scans]
-
-
-def plan_splits(
-    strata: Mapping[str, tuple[str, ...]], fractions: Mapping[str, float], *, seed: int, given: Mapping[str, str] | None = None,
-    together: Iterable[Sequence[str]] = (),
-) -> dict[str, str]:  # fmt: skip
-    """Subject -> split, in each stratum in the wanted shares.
-
-    A stratum's remainders are handed out by a running count over all strata, so that the shares hold overall.
-
-    Args:
-        strata: subject -> stratum.
-        fractions: split -> share of subjects.
-        seed: of the order.
-        given: subject (namespaced or bare) -> split, taken as it is.
-        together: groups of subjects that must not be parted (near-duplicates, one person under two names).
-
-    Raises:
-        LeakageError: a group that must stay together has members with different given splits.
-    """
-    given = given or {}
-    head = {name: name for name in strata}
-
-    def root(name: str) -> str:
-        while head[name] != name:
-            head[name] = head[head[name]]
-            name = head[name]
-        return name
-
-    for group in together:
-        known = [name for name in group if name in head]
-        for name in known[1:]:
-            a, b = sorted((root(known[0]), root(name)))
-            head[b] = a
-    members: dict[str, list[str]] = {}
-    for name in strata:
-        members.setdefault(root(name), []).append(name)
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in members:
-        groups.setdefault(strata[name], []).append(name)
-    chosen: dict[str, str] = {}
-    owed = dict.fromkeys(fractions, 0.0)
-    for key in sorted(groups):
-        names = sorted(groups[key])
-        order = seeds.generator(seed, "split", *key).permutation(len(names))
-        for place in order:
-            unit = members[names[int(place)]]
-            fixed = {given.get(name) or given.get(name.rsplit("/", 1)[-1]) for name in unit} - {None}
-            if len(fixed) > 1:
-                raise LeakageError(
-                    "subjects that belong together were given different splits", got=", ".join(sorted(unit)[:5]),
-                    expected="one split for all of them", next_step="mend the split file",
-                )  # fmt: skip
-            if fixed:
-                chosen |= dict.fromkeys(unit, str(fixed.pop()))
-                continue
-            for split, share in fractions.items():
-                owed[split] += share * len(unit)
-            best = max(owed, key=lambda split: owed[split])
-            owed[best] -= len(unit)
-            chosen |= dict.fromkeys(unit, best)
-    return chosen
-
-
-def check_leakage(scans: Iterable[Scan]) -> None:
-    """Refuse an index in which a subject stands in two splits.
-
-    Raises:
-        LeakageError: naming the subjects.
-    """
-    splits: dict[str, set[str]] = {}
-    for scan in scans:
-        splits.setdefault(scan.subject, set()).add(scan.split)
-    both = sorted(subject for subject, names in splits.items() if len(names) > 1)
-    if both:
-        raise LeakageError(
-            f"{len(both)} subjects stand in more than one split", got=", ".join(both[:5]),
-            expected="each subject in one split", next_step="let neuroprior index make the splits, or mend the split file",
-        )  # fmt: skip
-
-
-def unknown_contrasts(scans: Iterable[Scan]) -> dict[str, int]:
-    """The spellings that nobody knows, with how many scans bear each."""
-    counts: dict[str, int] = {}
-    for scan in scans:
-        if scan.contrast == UNKNOWN and scan.contrast_raw:
-            counts[scan.contrast_raw] = counts.get(scan.contrast_raw, 0) + 1
-    return counts

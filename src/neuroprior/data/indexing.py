@@ -76,14 +76,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows of a source."""
+    """The rows of a source.
+
+    Attributes:
+        note: what the index remembers of the source: while it stays the same, its rows do.
+        origins: dataset -> where it came from.
+        left_out: rows that a condition left out before their files were read.
+        columns: names of the participants' columns that were seen.
+        used: what was asked for by name and found a use, as ``--licence ds1``.
+        untouched: the rows are those of the earlier index.
+    """
 
     source: Source
     table: Any
-    note: dict[str, str]
+    note: dict[str, Any]
+    origins: dict[str, list[str]]
     left_out: int = 0
     reused: int = 0
     columns: frozenset[str] = frozenset()
+    used: frozenset[str] = frozenset()
     untouched: bool = False
 
 
@@ -119,7 +130,7 @@ class Line:
         if not self.progress.disable or now - self.told < TOLD_EVERY_S:
             return
         self.told = now
-        rate = self.scans / (now - self.started)
+        rate = self.scans / max(now - self.started, 1e-9)
         logger.info("%d files listed, %d of %d known scans read (%.0f/s)", self.files, self.scans, self.total, rate)
 
     def listed(self, count: int) -> None:
@@ -229,7 +240,7 @@ class Earlier:
         self.folder = out.with_name(out.stem + ".parts")
         self.table: pa.Table | None = None
         self.notes: dict[str, Any] = {}
-        self.known: dict[str, tuple[str, int | None, int | None, int]] | None = None
+        self.known: dict[str, dict[str, tuple[str, int | None, int | None, int]]] | None = None
         self.pending: list[Any] = []
         self.last, self.parts = time.monotonic(), 0
         if out.is_file():
@@ -237,11 +248,32 @@ class Earlier:
                 self.table, self.notes = tables.read_table(out)
             except ArtifactError as error:
                 logger.warning("the earlier index cannot be used and is made anew: %s", error.reason)
-        if self.table is not None and "fingerprint" not in self.table.column_names:
+        if self.table is not None and set(tables.SCHEMA.names) - set(self.table.column_names):
             self.table, self.notes = None, {}
         if self.table is not None:
-            self.table = self.table.select(tables.SCHEMA.names).cast(tables.SCHEMA)
+            self.table = self._by_their_own_names(self.table.select(tables.SCHEMA.names).cast(tables.SCHEMA))
+        self.finished = self.table
         self._gather()
+
+    def _by_their_own_names(self, table: pa.Table) -> pa.Table:
+        """The rows with their datasets called as their sources call them."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        from .merging import renamed
+
+        back = {
+            note["root"]: {new: old for old, new in note["renamed"].items()} for note in self._sources() if note.get("renamed")
+        }
+        if not back:
+            return table
+        roots = pc.unique(table.column("source")).to_pylist()
+        return pa.concat_tables([
+            renamed(table.filter(pc.equal(table.column("source"), root)), back.get(root, {})) for root in roots if root is not None
+        ])  # fmt: skip
+
+    def _sources(self) -> list[dict[str, Any]]:
+        return [note for note in self.notes.get("sources", []) if isinstance(note, dict)]
 
     def _gather(self) -> None:
         """Take the parts of a killed run as rows that are known already."""
@@ -267,25 +299,25 @@ class Earlier:
         from .index import clean
 
         root = clean(str(source.root))
-        return next((note for note in self.notes.get("sources", []) if isinstance(note, dict) and note.get("root") == root), {})
+        return next((note for note in self._sources() if note.get("root") == root), {})
 
     def rows_of(self, root: str) -> pa.Table:
-        """The earlier rows of a source."""
+        """The earlier index's rows of a source."""
         import pyarrow.compute as pc
 
-        if self.table is None:
+        if self.finished is None:
             raise AssertionError("there is an earlier index wherever this is asked")
-        return self.table.filter(pc.equal(self.table.column("source"), root))
+        return self.finished.filter(pc.equal(self.finished.column("source"), root))
 
-    def look_up(self) -> dict[str, tuple[str, int | None, int | None, int]]:
-        """Scan -> (fingerprint, size, time, row)."""
+    def look_up(self, root: str) -> dict[str, tuple[str, int | None, int | None, int]]:
+        """Scan -> (fingerprint, size, time, row), of a source."""
         if self.known is None:
             self.known = {}
             if self.table is not None:
-                columns = [self.table.column(name).to_pylist() for name in ("scan", "fingerprint", "size_bytes", "mtime_ns")]
-                for row, (name, *facts) in enumerate(zip(*columns)):
-                    self.known[name] = (*facts, row)
-        return self.known
+                names = ("source", "scan", "fingerprint", "size_bytes", "mtime_ns")
+                for row, (source, name, *facts) in enumerate(zip(*(self.table.column(name).to_pylist() for name in names))):
+                    self.known.setdefault(source, {})[name] = (*facts, row)
+        return self.known.get(root, {})
 
     def keep(self, table: pa.Table) -> None:
         """Put what is done beside the index, now and then."""
@@ -305,7 +337,12 @@ class Earlier:
 
     def whole(self, made: list[Piece]) -> bool:
         """Whether the earlier index is this one, row for row."""
-        return bool(made) and all(piece.untouched for piece in made) and len(made) == len(self.notes.get("sources", []))
+        same = bool(made) and all(piece.untouched for piece in made) and len(made) == len(self._sources())
+        return same and isinstance(self.notes.get("together"), list)
+
+    def together(self) -> list[list[str]]:
+        """The groups of subjects that share a scan, as the earlier index found them."""
+        return [[str(name) for name in group] for group in self.notes["together"]]
 
     def done(self) -> None:
         """The index is written: the parts are not needed any more."""
@@ -315,10 +352,14 @@ class Earlier:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Pool, line: Line) -> Piece:
+def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Pool, line: Line, *, anew: bool = False) -> Piece:
     """The rows of a source: the earlier ones where nothing changed, others from its reader and its files.
 
-    A source that cannot be read among others is a row with the reason.
+    A source that cannot be read among others is a row with the reason. A condition that asks for what the files say is left to the caller.
+
+    Args:
+        source, options, earlier, pool, line: what to read, how, what is known, who reads, and who is told.
+        anew: ask the reader even where nothing changed.
     """
     import pyarrow as pa
 
@@ -327,6 +368,7 @@ def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Poo
     from ..core.records import BAD, Scan
     from ..readers import _tree
     from . import index as tables
+    from .merging import origins_of
 
     reader = source.module.__name__.rsplit(".", 1)[-1] if source.module is not None else "index"
     tree = _tree.walk(source.root, line.listed) if source.root.is_dir() else None
@@ -342,8 +384,12 @@ def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Poo
     if dicom is not None:
         note = _covered(source, options, earlier, note)
     before = earlier.note_of(replace(source, root=Path(note["root"])))
-    if {**before, "left_out": 0} == {**note, "left_out": 0} and (rows := _kept(earlier.rows_of(note["root"]), tree)) is not None:
-        return Piece(source, rows, note, int(before.get("left_out", 0)), rows.num_rows, untouched=True)
+    unchanged = not anew and all(before.get(key) == value for key, value in note.items())
+    if unchanged and (rows := _kept(earlier.rows_of(note["root"]), tree)) is not None:
+        return Piece(
+            source, rows, note, before.get("origins", {}), int(before.get("left_out", 0)), rows.num_rows,
+            used=frozenset(before.get("used", ())), untouched=True,
+        )  # fmt: skip
     said: dict[str, Any] = {"contrast_map": options.mapping}
     said |= {"name": source.name} if source.name else {}
     said |= {"column_map": options.column} if reader == "table" else {}
@@ -352,9 +398,15 @@ def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Poo
         gathered = dicom.gather(source.root, options.converted, name=source.name, tree=tree)
         note |= {"root": tables.clean(gathered.shown), "name": _called(source, options)}
         said = {"contrast_map": options.mapping, "into": options.converted, "name": gathered.dataset, "gathered": gathered}
-    said |= {"tree": tree} if reader in ("bids", "synthetic") else {}
+    said |= {"tree": tree} if reader in ("bids", "fomo", "synthetic") else {}
+    origins: dict[str, list[str]] = {}
     try:
-        found = tables.read_index(source.root) if source.module is None else list(source.module.read(source.root, **said))
+        if source.module is None:
+            inner, notes = tables.read_table(source.root)
+            found, origins = [_without_duplicate(scan) for scan in tables.scans_of(inner)], origins_of(inner, notes)
+            del inner
+        else:
+            found = list(source.module.read(source.root, **said))
     except MissingDependency:
         raise
     except NeuropriorError as error:
@@ -367,14 +419,16 @@ def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Poo
             status=BAD, reasons=(f"the dataset cannot be read: {error.reason}",),
         )]  # fmt: skip
     logger.info("%s: %d scans (%s: %s)", note["root"], len(found), reader, source.why)
-    found = _licensed(_named_once(_nameless(found, source.root)), options.licence)
+    origins = {name: origins.get(name) or [note["root"]] for name in sorted({scan.dataset for scan in found})}
+    found, used = _licensed(_named_once(_nameless(found, source.root)), options.licence, origins)
+    used |= {f"--contrast-map {name}" for name in _spelled(found, reader) & set(options.mapping)}
     columns = frozenset({name for scan in found for name in scan.columns})
     condition, left_out = options.condition, 0
     if condition is not None and not condition.needs_files:
         kept = [scan for scan in found if condition.test(scan)]
         left_out, found = len(found) - len(kept), kept
     todo, reused, pieces = [], [], []
-    known, settings = earlier.look_up(), options.checked()
+    known, settings = earlier.look_up(note["root"]), options.checked()
     for scan in found:
         old = known.get(scan.scan)
         (reused if old is not None and _same(scan, old, settings) else todo).append(
@@ -385,16 +439,12 @@ def rows_of_source(source: Source, options: Options, earlier: Earlier, pool: Poo
     line.expect(len(todo))
     del found
     for table in pool.check(todo):
+        table = tables.replaced(table, source=[note["root"]] * table.num_rows)
         earlier.keep(table)
         line.read(table.num_rows)
         pieces.append(table)
     table = pa.concat_tables(pieces) if pieces else tables.SCHEMA.empty_table()
-    if condition is not None and condition.needs_files:
-        fulfilled = [condition.test(scan) for scan in tables.scans_of(table)]
-        left_out, table = left_out + len(fulfilled) - sum(fulfilled), table.filter(pa.array(fulfilled, pa.bool_()))
-    where = tables.SCHEMA.get_field_index("source")
-    table = table.set_column(where, "source", pa.array([note["root"]] * table.num_rows, pa.string()))
-    return Piece(source, table, note, left_out, len(reused), columns)
+    return Piece(source, table, note, origins, left_out, len(reused), columns, frozenset(used))
 
 
 def _called(source: Source, options: Options) -> str:
@@ -410,7 +460,7 @@ def _covered(source: Source, options: Options, earlier: Earlier, note: dict[str,
 
 
 def _same(scan: Any, old: tuple[str, int | None, int | None, int], settings: str) -> bool:
-    """Whether a scan's earlier row still holds: the reader says the same, it is checked alike, and the file is the one it was."""
+    """Whether a scan's earlier row still holds: the reader says the same, it is checked alike, and the files are those they were."""
     from .index import fingerprint
 
     said, size, mtime, _ = old
@@ -432,10 +482,22 @@ def _stamp(path: Path) -> str:
 
 
 def _kept(rows: pa.Table, tree: Any) -> pa.Table | None:
-    """The earlier rows of a source whose own folder has not changed, unless a file of theirs that lies elsewhere has."""
+    """The earlier rows of a source whose own folder has not changed, unless a file of theirs that lies elsewhere has, or may have.
+
+    Which labels a row had that were left out is known to its reader only.
+    """
+    from ..core.formats import ITK
+
     inside = f"{tree.root}/" if tree is not None else "\0"
-    for path, size, mtime in zip(*(rows.column(name).to_pylist() for name in ("path", "size_bytes", "mtime_ns"))):
-        if path.startswith(inside) or size is None:
+    names = ("path", "size_bytes", "mtime_ns", "labels", "brain_mask", "check_label")
+    for path, size, mtime, labels, mask, check in zip(*(rows.column(name).to_pylist() for name in names)):
+        if path.startswith(inside):
+            if (mask and not mask.startswith(inside)) or (labels not in (None, "{}") and not _all_inside(labels, inside)):
+                return None
+            continue
+        if mask or check or labels not in (None, "{}") or path.lower().endswith(ITK):
+            return None
+        if size is None:
             continue
         try:
             facts = os.stat(path)
@@ -446,19 +508,33 @@ def _kept(rows: pa.Table, tree: Any) -> pa.Table | None:
     return rows
 
 
+def _all_inside(labels: str, inside: str) -> bool:
+    import json
+
+    return all(file.startswith(inside) for file in json.loads(labels).values())
+
+
 def _named_once(scans: list[Any]) -> list[Any]:
-    """Scans whose names differ: one that comes again (``.nii`` beside ``.nii.gz``) gets a number and is bad; names that differ by case are told."""
+    """Scans whose names differ: one that comes again (``.nii`` beside ``.nii.gz``) gets a number and is bad; names that differ by case are told.
+
+    So are subjects whose names differ by case: their scans may still have other names (a T1w of one, a T2w of the other).
+    """
     from dataclasses import replace
 
     from ..core.records import BAD, OK, WARNING
+    from .merging import SAME_PERSON, differ_by_case
 
     seen: dict[str, str] = {}
-    folded: Counter[str] = Counter(name.casefold() for name in {scan.scan for scan in scans})
+    files, people = differ_by_case(scan.scan for scan in scans), differ_by_case(scan.subject for scan in scans)
     out = []
     for scan in scans:
-        if folded[scan.scan.casefold()] > 1:
-            reason = "another scan's name differs by case only: on some file systems the two are one file"
-            scan = replace(scan, status=WARNING if scan.status == OK else scan.status, reasons=(*scan.reasons, reason))
+        said = (
+            ["another scan's name differs by case only: on some file systems the two are one file"] if scan.scan in files else []
+        )
+        said += [SAME_PERSON] if scan.subject in people else []
+        if said:
+            reasons = tuple(dict.fromkeys((*scan.reasons, *said)))
+            scan = replace(scan, status=WARNING if scan.status == OK else scan.status, reasons=reasons)
         if scan.scan not in seen:
             seen[scan.scan] = scan.path
             out.append(scan)
@@ -487,12 +563,50 @@ def _nameless(scans: list[Any], root: Path) -> list[Any]:
     return [replace(scan, columns={name: cell for name, cell in scan.columns.items() if name not in telling}) for scan in scans]
 
 
-def _licensed(scans: list[Any], licences: dict[str, str]) -> list[Any]:
+def _without_duplicate(scan: Any) -> Any:
+    """A row of an index that is merged, without what that index said of copies: they are looked for among all rows."""
     from dataclasses import replace
 
+    from ..core.records import OK, WARNING
+
+    if not str(scan.checks.get("duplicates", "")).startswith("equals "):
+        return scan
+    reasons = tuple(reason for reason in scan.reasons if not reason.startswith("the same image as "))
+    checks = {name: text for name, text in scan.checks.items() if name != "duplicates"}
+    return replace(scan, checks=checks, reasons=reasons, status=WARNING if reasons else OK)
+
+
+def _licensed(scans: list[Any], licences: dict[str, str], origins: dict[str, list[str]]) -> tuple[list[Any], set[str]]:
+    """The scans with the licences that were stated, and which of those were of use.
+
+    A licence is stated for a source (the column ``source_dataset``), for a dataset, or for the name that a dataset takes beside another of its name.
+    """
+    from dataclasses import replace
+
+    from .merging import longer_names
+
     if not licences:
-        return scans
-    return [replace(scan, licence=licences[scan.dataset]) if scan.dataset in licences else scan for scan in scans]
+        return scans, set()
+    names = {
+        dataset: [dataset, *(longer for root in roots for longer in longer_names(dataset, root))]
+        for dataset, roots in origins.items()
+    }
+    out, used = [], set()
+    for scan in scans:
+        candidates = (str(scan.columns.get("source_dataset") or ""), *names[scan.dataset])
+        name = next((name for name in candidates if name in licences), None)
+        out.append(scan if name is None else replace(scan, licence=licences[name]))
+        used |= {f"--licence {name}"} if name is not None else set()
+    return out, used
+
+
+def _spelled(scans: list[Any], reader: str) -> set[str]:
+    """Every spelling by which a contrast map may name the contrast of one of the scans."""
+    raw = {scan.contrast_raw for scan in scans}
+    found = raw | {text.rsplit("_", 1)[-1] for text in raw}  # ce-gadolinium_T1w goes by T1w as well
+    if reader == "nnunet":  # channels go by their numbers as well
+        found |= {str(int(tail)) for scan in scans if (tail := scan.scan.rsplit("_", 1)[-1]).isdigit()}
+    return found
 
 
 def sources_of(roots: list[Path], reader: str) -> list[Source]:

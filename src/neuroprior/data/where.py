@@ -9,16 +9,28 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..core.errors import ConfigError, suggestion
-from ..core.records import Scan
+from ..core.records import CHECKS, Scan
 
 LONGEST = 2000
 """Characters of a condition; longer ones are refused before they are parsed."""
 DEEPEST = 60
 """Levels of brackets and nots."""
-FROM_FILES = frozenset({"shape", "spacing_mm", "affine", "orientation", "dtype", "size_bytes", "mtime_ns", "status", "reasons", "split", "checks"})  # fmt: skip
-"""Fields that a row gets when its file is read."""
+_CHECKS = frozenset(f"check_{name}" for name in CHECKS)
+FROM_FILES = _CHECKS | {
+    "shape",
+    "spacing_mm",
+    "affine",
+    "orientation",
+    "dtype",
+    "size_bytes",
+    "mtime_ns",
+    "status",
+    "reasons",
+    "checks",
+}
+"""What a row gets when its file is read, and when copies of it were looked for."""
 
-_FIELDS = frozenset(item.name for item in fields(Scan))
+_FIELDS = (frozenset(item.name for item in fields(Scan)) - {"split"}) | _CHECKS
 _ORDER: dict[type, Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -62,12 +74,12 @@ class Condition:
 def parse(text: str) -> Condition:
     """A condition from its text.
 
-    Names are fields of a row (``contrast``, ``age``, ``licence`` ...) or other columns of the dataset's tables (``EDSS``; with odd letters
-    ``columns['EDSS score']``). A row that lacks a value fulfils no comparison with it, save ``!= value``, ``not in`` and ``is None``; a text
+    Names are fields of a row (``contrast``, ``age``, ``licence``, ``check_intensity`` ...) or other columns of the dataset's tables (``EDSS``; with
+    odd letters ``columns['EDSS score']``). ``split`` is none: subjects are split after rows were left out. A row that lacks a value fulfils no comparison with it, save ``!= value``, ``not in`` and ``is None``; a text
     compared with a number by order is not fulfilled. Texts are compared exactly.
 
     Raises:
-        ConfigError: it is no condition, or holds anything else than the above (calls, attributes, arithmetic).
+        ConfigError: it is no condition, holds anything else than the above (calls, attributes, arithmetic), or asks for the split.
     """
     if len(text) > LONGEST:
         raise ConfigError("the condition is too long", expected=f"at most {LONGEST} characters", got=len(text))
@@ -82,6 +94,11 @@ def parse(text: str) -> Condition:
         raise ConfigError(f"cannot read the condition {text!r}", expected="fewer brackets")
     names: set[str] = set()
     test = _condition(tree.body, names, text)
+    if "split" in names:
+        raise ConfigError(
+            "a condition cannot ask for the split: subjects are split after rows were left out", got=text,
+            next_step="index everything, and choose splits where they are used, or give --split train=1 and --split-file",
+        )  # fmt: skip
     return Condition(text, frozenset(names), lambda scan: bool(test(scan)))
 
 
@@ -125,6 +142,8 @@ def _value(node: ast.expr, names: set[str], text: str) -> Value:
     if isinstance(node, ast.Name):
         name = node.id
         names.add(name)
+        if name in _CHECKS:
+            return lambda scan: scan.checks.get(name.removeprefix("check_"))
         return lambda scan: scan.value(name)
     if (
         isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "columns"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ..data import indexing
+    from ..data.where import Condition
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,9 @@ class IndexSummary:
         reused: rows taken from an earlier index because nothing had changed.
         datasets, subjects, contrasts: counts by name.
         unknown: contrast spellings that nobody knows, with counts.
+        to_name: the list of those spellings, to be filled in and given back as a contrast map; None where there is none.
         issues: the table of reasons, or None where every row is ok.
-        licences: dataset -> licence, or "not stated".
+        licences: dataset -> licence, or "not stated"; several with commas between them.
         left_out: rows that ``where`` left out.
         faces: scans that show a face.
         readers: root of a dataset -> reader, and why it was chosen.
@@ -50,6 +52,7 @@ class IndexSummary:
     faces: int = 0
     readers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    to_name: Path | None = None
 
     def __str__(self) -> str:
         total = self.ok + self.warning + self.bad
@@ -66,8 +69,9 @@ class IndexSummary:
             lines.append(
                 "  unknown contrasts: " + ", ".join(f"{name} ({n})" for name, n in most[:12]) + " ..." * (len(most) > 12)
             )
-            lines.append(f"    name those you want in a YAML such as '{most[0][0]}: T1w', and give it: --contrast-map FILE")
-        silent = [name for name, licence in self.licences.items() if licence == "not stated"]
+            where = self.to_name or f"a YAML such as '{most[0][0]}: T1w'"
+            lines.append(f"    name those you want in {where}, and give it: --contrast-map FILE")
+        silent = [name for name, licence in self.licences.items() if "not stated" in licence]
         if silent:
             lines.append(
                 f"  {len(silent)} datasets state no licence, for example {silent[0]}: --licence {silent[0]}=CC-BY-4.0 if you know it"
@@ -104,16 +108,18 @@ def index(
 
     Args:
         roots: datasets, folders of datasets, or indexes to merge.
-        out: the table; what has not changed keeps its row when it is there already.
+        out: the table; what has not changed keeps its row when it is there already. Beside it: OUT.issues.tsv (what is not ok, and why) and
+            OUT.contrasts.yaml (spellings of contrasts that nobody knows).
         reader: name on the readers shelf, or "auto" to let the readers recognise each folder.
         checks: "voxels" reads every scan once, "header" only headers.
         split: shares of subjects.
-        split_file: TSV with the columns participant_id and split, taken as it is; other subjects are split by shares.
-        contrast_map: YAML from a dataset's spelling of a contrast to a canonical name.
+        split_file: TSV with the columns participant_id (with or without dataset and sub-) and split, taken as it is; other subjects keep the
+            split that their dataset states (the column split of its participants.tsv), or are split by shares.
+        contrast_map: YAML from a dataset's spelling of a contrast to a canonical name, such as OUT.contrasts.yaml filled in.
         column: of a table with other names, as in path=filename or subject=ID; may be given several times.
         where: rows to keep, as in "contrast == 'FLAIR' and age > 60"; others are left out.
         policy: what to do about what a check finds, as in intensity=fix or faces=skip; may be given several times.
-        licence: of a dataset that states none or a wrong one, as in ds000001=CC0; may be given several times.
+        licence: of a dataset (or of a source_dataset) that states none or a wrong one, as in ds000001=CC0; may be given several times.
         variable: folder that $NAME stands for in a pretrain_data.json, as in openmind=/data/OpenMind; may be given several times.
         stratify: columns whose values every split shall hold in equal shares.
         together: table of pairs of subjects that must not be parted, such as the audit's OUT.pairs.parquet.
@@ -125,29 +131,27 @@ def index(
         The counts. Scans that cannot be used are rows with a reason, also listed in OUT.issues.tsv.
 
     Raises:
-        InputError: a root is not there, holds no dataset or no scan, or a check with the policy "fail" found something.
+        InputError: a root is not there, holds no dataset or no scan, the split file names nobody, or a check with the policy "fail" found something.
+        ConfigError: an option cannot be understood, or asks for what no row has or nobody looks at.
         LeakageError: a subject stands in two splits.
     """
-    from ..core.config import read_yaml
-    from ..core.contrasts import canonical
     from ..core.errors import ConfigError, InputError
+    from ..data import assigning, contrast_list, indexing
     from ..data import index as tables
-    from ..data import indexing
     from ..data import where as conditions
 
     started = time.monotonic()
     if checks not in indexing.BATCH:
         raise ConfigError(f"unknown --checks {checks!r}", expected="voxels or header")
-    fractions = tables.parse_split(split)
+    fractions = assigning.parse_split(split)
     policies = tables.parse_policies(policy or [])
-    if policies["faces"] != "keep" and checks != "voxels":
-        raise ConfigError(
-            "faces are seen in the voxels only", expected="--checks voxels with --policy faces=skip", got=f"--checks {checks}"
-        )
+    for name in ("faces", "intensity", "label"):
+        if checks != "voxels" and policies[name] != tables.POLICIES[name][0]:
+            raise ConfigError(
+                f"{name}: this is seen in the voxels only", expected=f"--checks voxels with --policy {name}={policies[name]}", got=f"--checks {checks}"
+            )  # fmt: skip
     condition = conditions.parse(where) if where else None
-    mapping = {str(k): canonical(str(v)) for k, v in read_yaml(contrast_map).items()} if contrast_map else {}
-    given = _given(split_file) if split_file else {}
-    pairs = _pairs(together) if together else []
+    mapping = contrast_list.read(contrast_map) if contrast_map else {}
     options = indexing.Options(
         reader, mapping, _assigned(column, "--column", "path=filename"), _assigned(licence, "--licence", "ds000001=CC0"),
         _assigned(variable, "--variable", "openmind=/data/OpenMind"), condition, checks, policies, out.with_name(out.stem + ".converted"),
@@ -157,46 +161,68 @@ def index(
     with indexing.Line() as line, indexing.Pool(options) as pool:
         sources = indexing.sources_of([Path(root) for root in roots], reader)
         made = [indexing.rows_of_source(source, options, earlier, pool, line) for source in sources]
-    import pyarrow as pa
-
-    table = pa.concat_tables([piece.table for piece in made])
-    left_out = sum(piece.left_out for piece in made)
+        whole = earlier.whole(made)
+        late = condition is not None and condition.needs_files  # it asks for what is known when all files were read
+        if late and not whole:  # what it left out may fulfil it now that others have changed
+            made = [
+                indexing.rows_of_source(piece.source, options, earlier, pool, line, anew=True) if piece.untouched else piece
+                for piece in made
+            ]
     if condition is not None and not any(piece.untouched for piece in made):
         condition.known(set().union(*(piece.columns for piece in made)))
+    table, renames = _merged(made)
+    left_out = {piece.note["root"]: piece.left_out for piece in made}
+    copies = earlier.together() if whole else []
+    if table.num_rows and not whole:
+        table = tables.replaced(table, check_geometry=tables.session_grids(table))
+        table, copies = _duplicates(table, policies["duplicates"])
+        if condition is not None and late:
+            table = _fulfilling(table, condition, left_out)
     if not table.num_rows:
+        count = sum(left_out.values())
         raise InputError(
-            "no scan was found" if not left_out else f"--where leaves none of {left_out} scans", file=roots[0],
-            expected="sub-*/**/*.nii.gz" if not left_out else None, got=where if left_out else None,
-            next_step="check the path, or use --reader table" if not left_out else "ask for less",
+            "no scan was found" if not count else f"--where leaves none of {count} scans", file=roots[0],
+            expected="sub-*/**/*.nii.gz" if not count else None, got=where if count else None,
+            next_step="check the path, or use --reader table" if not count else "ask for less",
         )  # fmt: skip
-    table = table.take(_order(table))
-    if not earlier.whole(made):
-        table = _replace(table, check_geometry=tables.session_grids(table))
-    table, groups = _duplicates(table, policies["duplicates"], unchanged=earlier.whole(made))
+    _tell_unused(table, options, made, pretrain_json is not None)
     _fail(table, policies, out)
-    for piece in made:  # a merged index keeps its splits
-        if piece.source.module is None:
-            given = {**dict(zip(*(piece.table.column(name).to_pylist() for name in ("subject", "split")))), **given}
-    table = _split(
-        table,
-        fractions,
-        seed,
-        given,
-        [part.strip() for part in stratify.split(",") if part.strip()],
-        [*groups, *pairs, *_patients(table, made)],
-    )
-    tables.write_table(table, out, settings=options.key(), sources=[{**piece.note, "left_out": piece.left_out} for piece in made])
+    aliases: dict[str, list[str]] = {}
+    for old, new in (item for names in renames for item in names.items()):
+        aliases.setdefault(old, []).append(new)
+    names = assigning.Names(table.column("subject").to_pylist(), aliases)
+    pairs = assigning.read_pairs(together, names) if together else []
+    given = assigning.read_splits(split_file, names) if split_file else {}
+    given = {**assigning.stated(table, but=given), **given}
+    strata = assigning.strata_of(table, [part.strip() for part in stratify.split(",") if part.strip()])
+    chosen = assigning.plan_splits(strata, fractions, seed=seed, given=given, together=[*copies, *pairs, *_patients(table, made)])
+    table = tables.replaced(table, split=[chosen[subject] for subject in table.column("subject").to_pylist()])
+    tables.write_table(table, out, settings=options.key(), together=copies, **_notes(made, renames, left_out))
     earlier.done()
     issues = _write_issues(table, out)
+    summary = _summary(table, out, made, issues, sum(left_out.values()))
+    listed = contrast_list.write(out.with_name(out.stem + ".contrasts.yaml"), summary.unknown, mapping, out)
     if pretrain_json is not None:
         from ..readers import openmind
 
-        usable = (
-            scan for batch in table.to_batches(max_chunksize=10_000) for scan in tables.scans_of(pa.Table.from_batches([batch]))
-        )
+        usable = (scan for start in range(0, table.num_rows, 10_000) for scan in tables.scans_of(table.slice(start, 10_000)))
         count = openmind.write(usable, pretrain_json, collection=out.stem, variables=options.variables)
         logger.info("%d images written to %s", count, pretrain_json)
-    return _summary(table, out, made, issues, left_out, time.monotonic() - started)
+    return replace(summary, to_name=listed, seconds=time.monotonic() - started)
+
+
+def _notes(made: list[indexing.Piece], renames: list[dict[str, str]], left_out: dict[str, int]) -> dict[str, Any]:
+    """What an index remembers of its sources, and where each dataset came from."""
+    origins: dict[str, set[str]] = {}
+    sources = []
+    for piece, names in zip(made, renames):
+        for name, places in piece.origins.items():
+            origins.setdefault(names.get(name, name), set()).update(places)
+        sources.append({
+            **piece.note, "left_out": left_out[piece.note["root"]], "used": sorted(piece.used), "origins": piece.origins,
+            "renamed": names,
+        })  # fmt: skip
+    return {"sources": sources, "origins": {name: sorted(places) for name, places in origins.items()}}
 
 
 def _assigned(texts: list[str] | None, option: str, example: str) -> dict[str, str]:
@@ -210,58 +236,56 @@ def _assigned(texts: list[str] | None, option: str, example: str) -> dict[str, s
     return found
 
 
-def _given(path: Path) -> dict[str, str]:
-    """Subject -> split from a TSV.
+def _merged(made: list[indexing.Piece]) -> tuple[pa.Table, list[dict[str, str]]]:
+    """The rows of all sources by name, and for each source the datasets that took another name; a source whose rows were changed on the way is
+    asked again next time."""
+    import pyarrow as pa
 
-    Raises:
-        InputError: a column is missing or a split is none of train, val, test.
-        LeakageError: a subject is listed with two splits.
-    """
-    import pandas as pd
+    from ..data import merging
 
-    from ..core.errors import InputError, LeakageError
-
-    table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str)
-    if not {"participant_id", "split"} <= set(table.columns):
-        raise InputError(
-            "the split file lacks a column", file=path, expected="participant_id, split", got=", ".join(table.columns)
-        )
-    wrong = sorted(set(table["split"].dropna()) - {"train", "val", "test"})
-    if wrong:
-        raise InputError("the split file names unknown splits", file=path, expected="train, val, test", got=", ".join(wrong))
-    counts = table.drop_duplicates().groupby("participant_id")["split"].nunique()
-    both = sorted(counts[counts > 1].index)
-    if both:
-        raise LeakageError("a subject is listed in two splits", file=path, got=", ".join(both[:5]))
-    return dict(zip(table["participant_id"], table["split"], strict=True))
+    renames = merging.told_apart([piece.origins for piece in made])
+    table = pa.concat_tables([merging.renamed(piece.table, names) for piece, names in zip(made, renames)])
+    if not table.num_rows:
+        return table, renames
+    table, changed = merging.named_once(table.take(_order(table)))
+    for piece in made:
+        if piece.note["root"] in changed:
+            piece.note["digest"] = ""
+    return table.take(_order(table)) if changed else table, renames
 
 
-def _pairs(path: Path) -> list[tuple[str, str]]:
-    """Subjects that belong together, from the audit's pairs or any table with two columns of subjects.
+def _fulfilling(table: pa.Table, condition: Condition, left_out: dict[str, int]) -> pa.Table:
+    """The rows that fulfil a condition; those that do not are counted by their source."""
+    import pyarrow as pa
 
-    Raises:
-        InputError: the table cannot be read or lacks the columns.
-    """
-    import pandas as pd
+    from ..data.index import scans_of
 
-    from ..core.errors import InputError
+    parts = (table.slice(start, 10_000) for start in range(0, table.num_rows, 10_000))
+    kept = [condition.test(scan) for part in parts for scan in scans_of(part)]
+    for root, keep in zip(table.column("source").to_pylist(), kept):
+        left_out[root] += not keep
+    return table.filter(pa.array(kept, pa.bool_()))
 
-    try:
-        table = (
-            pd.read_parquet(path)
-            if path.suffix == ".parquet"
-            else pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str)
-        )
-    except (OSError, ValueError) as error:
-        raise InputError("the table of pairs cannot be read", file=path, got=(str(error).splitlines() or [""])[0]) from None
-    if not {"left_subject", "right_subject"} <= set(table.columns):
-        raise InputError("the table of pairs lacks a column", file=path, expected="left_subject, right_subject",
-                         got=", ".join(map(str, table.columns)))  # fmt: skip
-    return [
-        (str(a), str(b))
-        for a, b in zip(table["left_subject"], table["right_subject"])
-        if isinstance(a, str) and isinstance(b, str)
-    ]
+
+def _tell_unused(table: pa.Table, options: indexing.Options, made: list[indexing.Piece], exported: bool) -> None:
+    """A word for every name in an option that met nothing: most are misspelt."""
+    from ..core.errors import suggestion
+
+    used = frozenset().union(*(piece.used for piece in made))
+    datasets = sorted({name for piece in made for name in piece.origins} | set(table.column("dataset").unique().to_pylist()))
+    spelled = sorted({text for text in table.column("contrast_raw").unique().to_pylist() if text})
+    for option, names, known in (("--licence", options.licence, datasets), ("--contrast-map", options.mapping, spelled)):
+        for name in names:
+            if f"{option} {name}" not in used:
+                what = "no dataset is called so" if option == "--licence" else "no scan's contrast is spelled so"
+                logger.warning("%s %s: %s; %s", option, name, what, suggestion(name, known[:50]))
+    paths = table.column("path").to_pylist() if options.variables else []
+    for name, folder in options.variables.items():
+        inside = os.path.join(os.path.abspath(folder), "")
+        if not any(path.startswith(inside) for path in paths):
+            logger.warning(
+                "--variable %s: no scan lies in %s%s", name, folder, "" if exported else f", and no list asks for ${name}"
+            )
 
 
 def _patients(table: pa.Table, made: list[indexing.Piece]) -> list[list[str]]:
@@ -280,28 +304,11 @@ def _order(table: pa.Table) -> Any:
     return pc.sort_indices(table, sort_keys=[("scan", "ascending"), ("path", "ascending")])
 
 
-def _replace(table: pa.Table, **columns: list[Any]) -> pa.Table:
-    import pyarrow as pa
-
-    for name, values in columns.items():
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
-    return table
-
-
-def _duplicates(table: pa.Table, policy: str, unchanged: bool) -> tuple[pa.Table, list[list[str]]]:
+def _duplicates(table: pa.Table, policy: str) -> tuple[pa.Table, list[list[str]]]:
     """The table with its duplicates told, and the groups of subjects that share a scan."""
     from ..core.records import BAD, OK, WARNING
-    from ..data.index import duplicates
+    from ..data.index import duplicates, replaced
 
-    if unchanged:  # the rows say it already
-        found = table.column("check_duplicates").to_pylist()
-        subjects, scans = table.column("subject").to_pylist(), table.column("scan").to_pylist()
-        where = dict(zip(scans, subjects))
-        told = ((text, subject) for text, subject in zip(found, subjects) if text and text.startswith("equals "))
-        return table, [
-            [subject, where[text.removeprefix("equals ")]] for text, subject in told if text.removeprefix("equals ") in where
-        ]
     groups = duplicates(table)
     checks = ["ok" if key is not None else None for key in table.column("content").to_pylist()]
     reasons, status = table.column("reasons").to_pylist(), table.column("status").to_pylist()
@@ -310,14 +317,14 @@ def _duplicates(table: pa.Table, policy: str, unchanged: bool) -> tuple[pa.Table
             reasons[row] = [reason for reason in reasons[row] or () if not reason.startswith("the same image as ")]
             status[row] = WARNING if reasons[row] else OK
     if not groups:
-        return _replace(table, check_duplicates=checks, reasons=reasons, status=status), []
+        return replaced(table, check_duplicates=checks, reasons=reasons, status=status), []
     subjects, scans = table.column("subject").to_pylist(), table.column("scan").to_pylist()
     for group in groups:
         for row in group[1:]:
             checks[row] = f"equals {scans[group[0]]}"
             reasons[row] = [*reasons[row], f"the same image as {scans[group[0]]}"]
             status[row] = BAD if policy == "skip" else WARNING if status[row] == OK else status[row]
-    return _replace(table, check_duplicates=checks, reasons=reasons, status=status), [
+    return replaced(table, check_duplicates=checks, reasons=reasons, status=status), [
         [subjects[row] for row in group] for group in groups
     ]
 
@@ -337,41 +344,13 @@ def _fail(table: pa.Table, policies: dict[str, str], out: Path) -> None:
         wrong = [
             (scan, text)
             for scan, text in found
-            if text not in (None, "ok") and not (name == "faces" and not text.startswith("face"))
+            if text is not None and (text.startswith("face") if name == "faces" else not text.startswith("ok"))
         ]
         if wrong:
             raise InputError(
                 f"{len(wrong)} scans fail the check {name!r}", file=out, expected="none (--policy was fail); the index is not written",
                 got="; ".join(f"{scan}: {text}" for scan, text in wrong[:3]), next_step=f"mend them, or use --policy {name}=skip",
             )  # fmt: skip
-
-
-def _split(
-    table: pa.Table, fractions: dict[str, float], seed: int, given: dict[str, str], by: list[str], together: list[Any]
-) -> pa.Table:
-    """The table with every row's split."""
-    from ..data.index import plan_splits, scans_of
-    from ..data.splits import strata
-
-    subjects = table.column("subject").to_pylist()
-    named = [name for name in by if name in table.column_names]
-    values: list[list[Any]] = [table.column(name).to_pylist() for name in named]
-    if len(named) < len(by):  # other columns of the participants' tables
-        rows = scans_of(table.select(["scan", "dataset", "subject", "session", "contrast", "contrast_raw", "path", "columns"]))
-        values += [[scan.columns.get(name) for scan in rows] for name in by if name not in named]
-    per_column: list[dict[str, str]] = []
-    for column in values:
-        first: dict[str, Any] = {}
-        for subject, value in zip(subjects, column):
-            first.setdefault(subject, value)
-        per_column.append(
-            strata(first)
-            if any(isinstance(value, float) for value in first.values())
-            else {s: str(v or "") for s, v in first.items()}
-        )
-    of = {subject: tuple(column.get(subject, "") for column in per_column) for subject in dict.fromkeys(subjects)}
-    chosen = plan_splits(of, fractions, seed=seed, given=given, together=together)
-    return _replace(table, split=[chosen[subject] for subject in subjects])
 
 
 def _write_issues(table: pa.Table, out: Path) -> Path | None:
@@ -393,9 +372,7 @@ def _write_issues(table: pa.Table, out: Path) -> Path | None:
     return path
 
 
-def _summary(
-    table: pa.Table, out: Path, made: list[indexing.Piece], issues: Path | None, left_out: int, seconds: float
-) -> IndexSummary:
+def _summary(table: pa.Table, out: Path, made: list[indexing.Piece], issues: Path | None, left_out: int) -> IndexSummary:
     import pyarrow.compute as pc
 
     from ..core.contrasts import UNKNOWN
@@ -406,14 +383,14 @@ def _summary(
 
     status = counts(table.column("status"))
     unknown = table.filter(pc.equal(table.column("contrast"), UNKNOWN)).column("contrast_raw")
-    licences = {
-        row["dataset"]: row["licence"] or "not stated"
-        for row in table.select(["dataset", "licence"]).group_by(["dataset", "licence"]).aggregate([]).to_pylist()
-    }
+    licences: dict[str, str] = {}
+    for row in table.select(["dataset", "licence"]).group_by(["dataset", "licence"]).aggregate([]).sort_by("licence").to_pylist():
+        found = [licences[row["dataset"]]] if row["dataset"] in licences else []
+        licences[row["dataset"]] = ", ".join([*found, row["licence"] or "not stated"])
     faces = [text for text in pc.unique(table.column("check_faces")).to_pylist() if text and text.startswith("face")]
     return IndexSummary(
         out, status.get(OK, 0), status.get(WARNING, 0), status.get(BAD, 0), sum(piece.reused for piece in made), counts(table.column("dataset")),
         len(pc.unique(table.column("subject"))), counts(table.column("contrast")), {k: n for k, n in counts(unknown).items() if k}, issues,
         dict(sorted(licences.items())), left_out, sum(counts(table.column("check_faces")).get(text, 0) for text in faces),
-        {piece.note["root"]: f"{piece.note['reader']}: {piece.source.why}" for piece in made}, seconds,
+        {piece.note["root"]: f"{piece.note['reader']}: {piece.source.why}" for piece in made},
     )  # fmt: skip
