@@ -35,6 +35,7 @@ from ..core import nifti
 from ..core.config import Config as Base
 from ..core.errors import ConfigError, InputError, MissingDependency
 from ..core.grids import canonical_grid, grid_of
+from ..core.places import local
 from ..core.records import Scan
 from ..core.resampling import resample
 from ..core.volume import Volume
@@ -154,7 +155,8 @@ def measure(candidate: Candidate, config: Config) -> Anatomy:
         InputError: the scan cannot be read, or the registration failed.
     """
     assert candidate.path is not None
-    volume, notes = nifti.read_scan(candidate.path)
+    with local(candidate.path) as here:
+        volume, notes = nifti.read_scan(here)
     problems = nifti.check_voxels(volume)
     if problems:
         raise InputError("; ".join(problems), file=candidate.path)

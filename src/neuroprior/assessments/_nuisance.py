@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..core import nifti, processes
-from ..core.errors import InputError
+from ..core.errors import ArtifactError, InputError
 from ..core.headmask import head_mask
+from ..core.places import local
 from ..core.records import Scan
 from ._permutation import basis, standardised
 
@@ -289,9 +290,10 @@ def facts(path: str) -> dict[str, list[float | str]] | None:
     import nibabel
 
     try:
-        volume, _ = nifti.read_scan(path, nonfinite="zero")
-        raw = nibabel.loadsave.load(path).header
-    except (InputError, OSError):
+        with local(path) as here:
+            volume, _ = nifti.read_scan(here, nonfinite="zero")
+            raw = nibabel.loadsave.load(here).header
+    except (InputError, ArtifactError, OSError):
         return None
     voxels = volume.voxels
     mask = head_mask(voxels, volume.spacing_mm)

@@ -27,6 +27,7 @@ from ..core import artifacts, nifti, processes
 from ..core.errors import ArtifactError, InputError
 from ..core.grids import canonical_grid, grid_of
 from ..core.headmask import head_mask
+from ..core.places import local
 from ..core.resampling import resample
 from ..core.volume import Volume
 
@@ -176,8 +177,9 @@ def of_volume(volume: Volume) -> Fingerprint:
 def of_file(path: str) -> Fingerprint:
     """The fingerprint of a file; one that cannot be read gives the reason and nothing else."""
     try:
-        volume, _ = nifti.read_scan(path, nonfinite="zero")
-    except InputError as error:
+        with local(path) as here:
+            volume, _ = nifti.read_scan(here, nonfinite="zero")
+    except (InputError, ArtifactError) as error:
         return Fingerprint(None, None, None, None, error.reason)
     except OSError as error:
         return Fingerprint(None, None, None, None, f"the file cannot be read ({error.strerror})")

@@ -27,10 +27,11 @@ from .. import __version__
 from ..core import artifacts, formats, nifti
 from ..core.errors import ArtifactError, ConfigError, InputError, NeuropriorError
 from ..core.grids import Grid, grid_of
+from ..core.places import is_address, local
 from ..core.records import BAD, CHECKS, OK, WARNING, Scan
 from ..core.relations import overlap
 from ..core.volume import Volume
-from . import faces
+from . import faces, mirror
 
 logger = logging.getLogger(__name__)
 
@@ -229,10 +230,23 @@ def _beside(scan: Scan) -> list[tuple[str, int, int]]:
 def check_batch(scans: Sequence[Scan], *, voxels: bool, policies: Mapping[str, str], settings: str) -> pa.Table:
     """Rows as a table with what their files say."""
     said = [fingerprint(scan, settings) for scan in scans]  # before they are read: what changes meanwhile is read again next time
-    checked = [check_scan(scan, voxels=voxels, policies=policies) for scan in scans]
-    return to_table(
-        checked, content=[content_key(scan.path) if scan.status != BAD else None for scan in checked], fingerprint=said
-    )
+    checked, keys = [], []
+    for scan in scans:
+        with mirror.brought([scan]) as (here,):
+            found = check_scan(here, voxels=voxels, policies=policies)
+            keys.append(content_key(here.path) if found.status != BAD else None)
+            checked.append(found if here.path == scan.path else _as_named(found, scan))
+    return to_table(checked, content=keys, fingerprint=said)
+
+
+def _as_named(found: Scan, scan: Scan) -> Scan:
+    """What was found of the copy of a scan that lies at an address, said of the scan: paths, size and time are its own."""
+    size, time = found.size_bytes, None
+    if not is_address(scan.path):  # the placeholder's
+        facts = os.stat(scan.path)
+        size, time = facts.st_size, facts.st_mtime_ns
+    labels = {name: path for name, path in scan.labels.items() if name in found.labels}
+    return replace(found, path=scan.path, brain_mask=scan.brain_mask, labels=labels, size_bytes=size, mtime_ns=time)
 
 
 def check_scan(scan: Scan, *, voxels: bool, policies: Mapping[str, str] | None = None) -> Scan:
@@ -465,12 +479,13 @@ def _whole(path: str) -> str | None:
     """The hash of a file's content, unpacked where it is packed; of a detached header that of its voxels."""
     digest = hashlib.sha256()
     try:
-        path = str(formats.voxel_file(path))
-        with open(path, "rb") as raw:
-            file: Any = gzip.GzipFile(fileobj=raw) if path.lower().endswith((".gz", ".mgz")) else raw
-            while block := file.read(1 << 22):
-                digest.update(block)
-    except (OSError, EOFError, zlib.error, InputError):
+        with local(mirror.address_of(path)) as here:
+            here = str(formats.voxel_file(here))
+            with open(here, "rb") as raw:
+                file: Any = gzip.GzipFile(fileobj=raw) if here.lower().endswith((".gz", ".mgz")) else raw
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    except (OSError, EOFError, zlib.error, InputError, ArtifactError):
         return None
     return digest.hexdigest()
 

@@ -235,6 +235,7 @@ class Earlier:
     def __init__(self, out: Path, options: Options) -> None:
         from ..core.errors import ArtifactError
         from . import index as tables
+        from . import mirror
 
         self.out, self.options = out, options
         self.folder = out.with_name(out.stem + ".parts")
@@ -252,6 +253,7 @@ class Earlier:
             self.table, self.notes = None, {}
         if self.table is not None:
             self.table = self._by_their_own_names(self.table.select(tables.SCHEMA.names).cast(tables.SCHEMA))
+            self.table = mirror.with_mirrors(self.table, out.with_name(out.stem + mirror.ENDING))
         self.finished = self.table
         self._gather()
 

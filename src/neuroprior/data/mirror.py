@@ -7,22 +7,34 @@ name the address of a scan, not the placeholder: whoever reads its voxels brings
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import json
 import logging
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core import artifacts
-from ..core.errors import InputError
-from ..core.places import Folder
+from ..core import artifacts, formats
+from ..core.errors import ArtifactError, InputError
+from ..core.places import Folder, folder_at, is_address
+from ..core.records import Scan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = ".neuroprior-mirror.json"
 """What is mirrored, and of which state."""
+ENDING = ".mirror"
+"""Of the name of the folder beside an index that holds its mirrors."""
 TEXTS = (".tsv", ".csv", ".json", ".yaml", ".yml", ".txt", ".md", ".rst", "")
 """Endings of files that are brought; the empty one is of README, LICENSE and the like."""
 LARGEST = 256 << 20
@@ -35,7 +47,7 @@ def mirror(url: str, folder: Path) -> Path:
 
     Args:
         url: of a dataset, or of a folder of datasets.
-        folder: where mirrors are kept; it may be removed at any time.
+        folder: where mirrors are kept, named ``*.mirror``; it may be removed when nothing runs.
 
     Returns:
         The mirror: a folder with the last name of the address.
@@ -72,20 +84,101 @@ def mirror(url: str, folder: Path) -> Path:
         os.utime(root / path, ns=(when, when))
     _tidy(root)
     artifacts.write_json(root / MANIFEST, {"address": url, "files": stamps})
+    _url_of.cache_clear()
     return root
 
 
-def address_of(path: str, roots: dict[str, str]) -> str:
-    """The address of a file of a mirror; another path stays as it is.
+def address_of(path: str) -> str:
+    """The address of a file of a mirror; another path stays as it is."""
+    folder, mark, below = path.partition(ENDING + "/")
+    if not mark or below.count("/") < 2:
+        return path
+    number, name, rest = below.split("/", 2)
+    root = f"{folder}{mark}{number}/{name}"
+    url = _url_of(root)
+    return path if url is None else f"{url.rstrip('/')}/{rest}"
 
-    Args:
-        path: absolute.
-        roots: mirror -> address.
+
+@functools.lru_cache(maxsize=64)
+def _url_of(root: str) -> str | None:
+    manifest = Path(root, MANIFEST)
+    return str(artifacts.read_json(manifest)["address"]) if manifest.is_file() else None
+
+
+def _mirrors(folder: Path) -> dict[str, str]:
+    """Mirror -> its address, of all mirrors in a folder."""
+    found = {}
+    for manifest in sorted(folder.glob(f"*/*/{MANIFEST}")):
+        url = _url_of(str(manifest.parent))
+        if url is not None:
+            found[str(manifest.parent)] = url.rstrip("/")
+    return found
+
+
+def with_addresses(table: pa.Table, folder: Path) -> pa.Table:
+    """Rows of an index that name addresses where they named files of the mirrors in a folder."""
+    return _replaced(table, {root + "/": url + "/" for root, url in _mirrors(folder).items()})
+
+
+def with_mirrors(table: pa.Table, folder: Path) -> pa.Table:
+    """The inverse of :func:`with_addresses`."""
+    return _replaced(table, {url + "/": root + "/" for root, url in _mirrors(folder).items()})
+
+
+def _replaced(table: pa.Table, texts: dict[str, str]) -> pa.Table:
+    import pyarrow.compute as pc
+
+    for name in ("path", "brain_mask", "labels") if texts else ():
+        column = table.column(name)
+        for old, new in texts.items():
+            if name == "labels":  # JSON
+                old, new = json.dumps(old)[1:-1], json.dumps(new)[1:-1]
+            column = pc.replace_substring(column, old, new)
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    return table
+
+
+@contextlib.contextmanager
+def brought(scans: Sequence[Scan]) -> Iterator[list[Scan]]:
+    """The rows with their scans, labels and masks on this machine for as long as the block runs; what is on a disk stays where it is.
+
+    A file that does not come is one that does not exist.
     """
-    for root, url in roots.items():
-        if path.startswith(root + "/"):
-            return f"{url.rstrip('/')}/{path[len(root) + 1 :]}"
-    return path
+    with contextlib.ExitStack() as stack:
+        known: dict[str, str] = {}
+        folder: list[str] = []
+
+        def here(path: str) -> str:
+            address = path if is_address(path) else address_of(path)
+            if not is_address(address):
+                return path
+            if address not in known:
+                if not folder:
+                    folder.append(stack.enter_context(tempfile.TemporaryDirectory(prefix="neuroprior-")))
+                known[address] = _fetched(address, Path(folder[0], str(len(known))))
+            return known[address]
+
+        yield [
+            replace(
+                scan, path=here(scan.path), brain_mask=here(scan.brain_mask) if scan.brain_mask else scan.brain_mask,
+                labels={name: here(path) for name, path in scan.labels.items()},
+            )
+            for scan in scans
+        ]  # fmt: skip
+
+
+def _fetched(address: str, folder: Path) -> str:
+    """A file's copy in a folder; with a detached header come its voxels."""
+    url, _, name = address.rpartition("/")
+    try:
+        folder_at(url).get(name, folder / name)
+        if name.lower().endswith(formats.ITK):
+            voxels = formats.voxel_file(folder / name)
+            if voxels != folder / name and voxels.parent == folder:
+                folder_at(url).get(voxels.name, voxels)
+    except (ArtifactError, InputError) as error:
+        logger.warning("%s does not come: %s", address, error.reason)
+    return str(folder / name)
 
 
 def _safe(path: str) -> bool:

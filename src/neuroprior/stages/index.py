@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.places import Place, is_address
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -86,7 +88,7 @@ class IndexSummary:
 
 
 def index(
-    roots: list[Path],
+    roots: list[Place],
     out: Path = Path("index.parquet"),
     reader: str = "auto",
     checks: str = "voxels",
@@ -107,7 +109,7 @@ def index(
     """Index datasets where they lie: nothing is copied or renamed (DICOM is converted, beside the index).
 
     Args:
-        roots: datasets, folders of datasets, or indexes to merge.
+        roots: datasets, folders of datasets, or indexes to merge; or addresses of datasets, such as s3://bucket/ds1.
         out: the table; what has not changed keeps its row when it is there already. Beside it: OUT.issues.tsv (what is not ok, and why) and
             OUT.contrasts.yaml (spellings of contrasts that nobody knows).
         reader: name on the readers shelf, or "auto" to let the readers recognise each folder.
@@ -136,7 +138,7 @@ def index(
         LeakageError: a subject stands in two splits.
     """
     from ..core.errors import ConfigError, InputError
-    from ..data import assigning, contrast_list, indexing
+    from ..data import assigning, contrast_list, indexing, mirror
     from ..data import index as tables
     from ..data import where as conditions
 
@@ -159,7 +161,9 @@ def index(
     )  # fmt: skip
     earlier = indexing.Earlier(out, options)
     with indexing.Line() as line, indexing.Pool(options) as pool:
-        sources = indexing.sources_of([Path(root) for root in roots], reader)
+        mirrors = out.with_name(out.stem + mirror.ENDING)
+        here = [mirror.mirror(root, mirrors) if is_address(root) else Path(root) for root in roots]
+        sources = indexing.sources_of(here, reader)
         made = [indexing.rows_of_source(source, options, earlier, pool, line) for source in sources]
         whole = earlier.whole(made)
         late = condition is not None and condition.needs_files  # it asks for what is known when all files were read
@@ -181,7 +185,7 @@ def index(
     if not table.num_rows:
         count = sum(left_out.values())
         raise InputError(
-            "no scan was found" if not count else f"--where leaves none of {count} scans", file=roots[0],
+            "no scan was found" if not count else f"--where leaves none of {count} scans", file=str(roots[0]),
             expected="sub-*/**/*.nii.gz" if not count else None, got=where if count else None,
             next_step="check the path, or use --reader table" if not count else "ask for less",
         )  # fmt: skip
@@ -197,6 +201,7 @@ def index(
     strata = assigning.strata_of(table, [part.strip() for part in stratify.split(",") if part.strip()])
     chosen = assigning.plan_splits(strata, fractions, seed=seed, given=given, together=[*copies, *pairs, *_patients(table, made)])
     table = tables.replaced(table, split=[chosen[subject] for subject in table.column("subject").to_pylist()])
+    table = mirror.with_addresses(table, mirrors)
     tables.write_table(table, out, settings=options.key(), together=copies, **_notes(made, renames, left_out))
     earlier.done()
     issues = _write_issues(table, out)
