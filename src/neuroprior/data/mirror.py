@@ -50,7 +50,7 @@ def mirror(url: str, folder: Path) -> Path:
         folder: where mirrors are kept, named ``*.mirror``; it may be removed when nothing runs.
 
     Returns:
-        The mirror: a folder with the last name of the address.
+        The mirror: a folder with the last names of the address, so that a dataset is called there what it is called here.
 
     Raises:
         InputError: nothing is there, or nobody knows such addresses.
@@ -58,12 +58,13 @@ def mirror(url: str, folder: Path) -> Path:
         MissingDependency: the address needs a driver that is not installed.
     """
     there = Folder(url)
-    name = PurePosixPath(there.root).name or "dataset"
-    root = folder / hashlib.blake2b(url.rstrip("/").encode(), digest_size=6).hexdigest() / name
+    names = [name for name in PurePosixPath(there.root).parts if name.strip("./\\:")][-3:] or ["dataset"]
+    top = folder / hashlib.blake2b(url.rstrip("/").encode(), digest_size=6).hexdigest()
+    root = top.joinpath(*names)
     found = {path: facts for path, facts in there.listing().items() if _safe(path)}
     if not found:
         raise InputError("there is nothing at this address", file=url, next_step="check the address, and that you may read there")
-    manifest: dict[str, Any] = artifacts.read_json(root / MANIFEST) if (root / MANIFEST).is_file() else {}
+    manifest: dict[str, Any] = artifacts.read_json(top / MANIFEST) if (top / MANIFEST).is_file() else {}
     before: dict[str, str] = manifest.get("files", {})
     stamps = {path: _stamp(facts) for path, facts in found.items()}
     changed = [path for path, stamp in stamps.items() if before.get(path) != stamp]
@@ -83,36 +84,33 @@ def mirror(url: str, folder: Path) -> Path:
         when = int(hashlib.blake2b(stamps[path].encode(), digest_size=6).hexdigest(), 16)  # a time that changes with the state
         os.utime(root / path, ns=(when, when))
     _tidy(root)
-    artifacts.write_json(root / MANIFEST, {"address": url, "files": stamps})
-    _url_of.cache_clear()
+    artifacts.write_json(top / MANIFEST, {"address": url.rstrip("/"), "root": "/".join(names), "files": stamps})
+    _told.cache_clear()
     return root
 
 
 def address_of(path: str) -> str:
     """The address of a file of a mirror; another path stays as it is."""
     folder, mark, below = path.partition(ENDING + "/")
-    if not mark or below.count("/") < 2:
+    if not mark:
         return path
-    number, name, rest = below.split("/", 2)
-    root = f"{folder}{mark}{number}/{name}"
-    url = _url_of(root)
-    return path if url is None else f"{url.rstrip('/')}/{rest}"
+    root, url = _told(f"{folder}{mark}{below.partition('/')[0]}") or ("", "")
+    return f"{url}/{path[len(root) + 1 :]}" if root and path.startswith(f"{root}/") else path
 
 
 @functools.lru_cache(maxsize=64)
-def _url_of(root: str) -> str | None:
-    manifest = Path(root, MANIFEST)
-    return str(artifacts.read_json(manifest)["address"]) if manifest.is_file() else None
+def _told(top: str) -> tuple[str, str] | None:
+    """A mirror and its address, of the folder that holds both it and its manifest."""
+    manifest = Path(top, MANIFEST)
+    if not manifest.is_file():
+        return None
+    told = artifacts.read_json(manifest)
+    return f"{top}/{told['root']}", str(told["address"])
 
 
 def _mirrors(folder: Path) -> dict[str, str]:
     """Mirror -> its address, of all mirrors in a folder."""
-    found = {}
-    for manifest in sorted(folder.glob(f"*/*/{MANIFEST}")):
-        url = _url_of(str(manifest.parent))
-        if url is not None:
-            found[str(manifest.parent)] = url.rstrip("/")
-    return found
+    return dict(told for top in sorted(folder.glob("*")) if (told := _told(str(top))) is not None)
 
 
 def with_addresses(table: pa.Table, folder: Path) -> pa.Table:
@@ -184,7 +182,7 @@ def _fetched(address: str, folder: Path) -> str:
 def _safe(path: str) -> bool:
     """Whether a name from the other side stays below a folder of this one."""
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path or parts == (MANIFEST,):
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path or MANIFEST in parts:
         logger.warning("a file at the address has a name that cannot be used here and is left out: %r", path)
         return False
     return True
