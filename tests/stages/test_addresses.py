@@ -38,7 +38,7 @@ def test_an_index_of_an_address_says_what_one_of_the_folder_says(raw: Path, tmp_
         assert other.path == f"{url}/{Path(row.path).relative_to(raw)}"
         assert other.labels == {name: f"{url}/{Path(path).relative_to(raw)}" for name, path in row.labels.items()}
     assert any(row.labels for row in rows.values())
-    scans = [path for path in (tmp_path / "b.mirror").rglob("*.nii.gz")]
+    scans = list((tmp_path / "b.mirror").rglob("*.nii.gz"))
     assert scans
     assert all(path.stat().st_blocks == 0 for path in scans)
 
