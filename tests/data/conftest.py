@@ -20,7 +20,9 @@ AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
 def balls(tmp_path: Path) -> Callable[..., Path]:
     """Write an index of balls of noise in ``raw``, each with a label and a brain mask; a file that is there is left as it is."""
 
-    def make(subjects: int = 2, contrasts: tuple[str, ...] = ("T1w", "FLAIR"), *, out: str = "index.parquet", **more: object) -> Path:
+    def make(
+        subjects: int = 2, contrasts: tuple[str, ...] = ("T1w", "FLAIR"), *, out: str = "index.parquet", **more: object
+    ) -> Path:
         raw = tmp_path / "raw"
         raw.mkdir(exist_ok=True)
         distance = np.linalg.norm(np.indices((24, 24, 24)) - 11.5, axis=0)
@@ -37,7 +39,7 @@ def balls(tmp_path: Path) -> Callable[..., Path]:
                     nifti.write(path, Volume(((distance < 10) * (100 + 10 * noise)).astype(np.float32), AFFINE))
                 scan = Scan(
                     f"d/{name}_{contrast}", "d", f"d/{name}", "", contrast, contrast, str(path), brain_mask=str(raw / f"{name}_mask.nii.gz"),
-                    labels={"lesion": str(raw / f"{name}_label.nii.gz")}, split="train" if number else "test", **{"age": 30.0 + number, **more},  # type: ignore[arg-type]
+                    labels={"lesion": str(raw / f"{name}_label.nii.gz")}, **{"age": 30.0 + number, "split": "train" if number else "test", **more},  # type: ignore[arg-type]
                 )  # fmt: skip
                 scans.append(check_scan(scan, voxels=True))
         return write_index(scans, tmp_path / out)
