@@ -149,6 +149,22 @@ def test_what_vanishes_is_tried_again(thing: str, balls: Balls, tmp_path: Path) 
     healed(index, tmp_path / "store", tmp_path)
 
 
+def test_a_session_that_is_tried_again_never_loses_what_it_has(balls: Balls, tmp_path: Path) -> None:
+    """The FLAIR is back, and now the T1w and the label are out of reach."""
+    index, raw, out = balls(2), tmp_path / "raw", tmp_path / "store"
+    (raw / "sub-1_FLAIR.nii.gz").rename(tmp_path / "FLAIR")
+    prepare(index, out, spacing="4", workers=1, mask="index")
+    before = session_file(out, "d/sub-1").read_bytes()
+    (tmp_path / "FLAIR").rename(raw / "sub-1_FLAIR.nii.gz")
+    for name in ("T1w", "label"):
+        (raw / f"sub-1_{name}.nii.gz").rename(tmp_path / name)
+    prepare(index, out, spacing="4", workers=1, mask="index")
+    assert session_file(out, "d/sub-1").read_bytes() == before
+    for name in ("T1w", "label"):
+        (tmp_path / name).rename(raw / f"sub-1_{name}.nii.gz")
+    healed(index, out, tmp_path)
+
+
 @pytest.mark.parametrize("thing", THINGS)
 def test_what_changes_while_it_is_read_is_tried_again(
     thing: str, balls: Balls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

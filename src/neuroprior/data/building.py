@@ -25,7 +25,7 @@ from ..core.errors import ArtifactError, InputError
 from ..core.records import BAD
 from ..engine import jobs
 from . import sessions
-from .preparing import PrepareConfig, memory_mb, prepare_session, unchanged
+from .preparing import PrepareConfig, lacking, memory_mb, prepare_session, unchanged
 from .rows import INDEX, Rows, there
 from .sessions import AGAIN, session_file
 from .store import SCANS, describe_store, hash_store, read_description
@@ -425,21 +425,18 @@ def _listed(out: Path) -> dict[str, dict[str, Any]]:
 def _lost(new: Path, old: Path, row: Mapping[str, Any] | None) -> str | None:
     """What a session made again lacks of the old one, by the old one's record, or by its row in the table; None where nothing."""
     record = json.loads(sessions.read(new)[0])
-    known = True
-    scans, labels = set(), set()
+    before: Mapping[str, Any] | None = None
     try:
         before = json.loads(sessions.read(old)[0])
-        scans, labels = set(before["scans"]), set(before["labels"])
     except ArtifactError:
-        known = row is not None
         if row is not None:
             with contextlib.suppress(ValueError):
-                scans, labels = set(json.loads(row["scans"])), set(json.loads(row["labels"]))
-    lacking = [*sorted(scans - set(record["scans"])), *(f"label {name}" for name in sorted(labels - set(record["labels"])))]
-    if lacking:
+                before = {name: json.loads(row[name]) for name in ("scans", "labels")}
+    lost = [] if before is None else lacking(before, record)
+    if lost:
         reasons = [*record["refused"].values(), *(note for note in record["notes"] if "left out" in note)]
-        return f"{', '.join(lacking)} would be lost" + (f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else "")
-    if known and new.with_suffix(AGAIN).exists() and not old.with_suffix(AGAIN).exists():
+        return f"{', '.join(lost)} would be lost" + (f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else "")
+    if before is not None and new.with_suffix(AGAIN).exists() and not old.with_suffix(AGAIN).exists():
         return "a file that it was made from cannot be read at the moment"
     return None
 

@@ -321,8 +321,16 @@ def _prepare(file: Path, key: str, scans: list[Scan], how: tuple[ConformSpec, Pr
         "shape": list(frame.grid.shape), "affine": frame.grid.affine.tolist(), "reference": reference, "scans": entries,
         "labels": labels, "columns": columns, "refused": refused, "notes": notes + more,
     }  # fmt: skip
+    if retry and _there(file, source) and lacking(json.loads(sessions.read(file)[0]), record):
+        return True  # what is there has more than can be read now
     sessions.write(file, record, packed | arrays, source)
     return retry
+
+
+def lacking(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of the scans and labels that one record of a session has and a later one has not."""
+    labels = sorted(set(before["labels"]) - set(after["labels"]))
+    return [*sorted(set(before["scans"]) - set(after["scans"])), *(f"label {name}" for name in labels)]
 
 
 @dataclass(frozen=True)
