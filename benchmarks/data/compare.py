@@ -31,6 +31,7 @@ from neuroprior.core.memory import peak_mb
 from neuroprior.core.resampling import resample
 from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions
+from neuroprior.data.foretelling import estimate
 from neuroprior.data.pairs import PairConfig, PairDataset
 from neuroprior.data.preparing import PrepareConfig
 from neuroprior.data.store import Store
@@ -177,7 +178,7 @@ def timed(ways: dict[str, Any], files: list[Path], repeats: int, run: int = 1) -
 def dry_run(index_file: Path, folder: Path) -> str:
     """What the dry run says of an index, beside what it took."""
     spec, config, where = ConformSpec(spacing_mm=1.0, order=3), PrepareConfig(), building.Where(workers=1)
-    told = building.estimate(index_file, spec, config, where)
+    told = estimate(index_file, spec, config, where)
     began = time.process_time()
     built = building.build(index_file, folder, spec, config, where)
     spent = time.process_time() - began

@@ -21,7 +21,7 @@ from neuroprior.core import artifacts, nifti
 from neuroprior.core.errors import ArtifactError, InputError
 from neuroprior.core.records import Scan
 from neuroprior.core.volume import Volume
-from neuroprior.data import building, preparing
+from neuroprior.data import building, foretelling, preparing
 from neuroprior.data.index import check_scan, read_index, write_index
 from neuroprior.data.store import Store, session_file
 from neuroprior.stages.prepare import prepare
@@ -160,8 +160,8 @@ def test_two_processes_fill_one_store(index_file: Path, store_path: Path, tmp_pa
 
 def test_a_run_that_is_not_alone_keeps_its_temporary_files(tmp_path: Path) -> None:
     """A lock that could not be made exclusive is lost by the kernel and must be taken again."""
-    with building._present(tmp_path) as first:
-        with building._present(tmp_path) as second:
+    with building.present(tmp_path) as first:
+        with building.present(tmp_path) as second:
             assert not first()
             assert not second(), "the first is still at work"
         assert first(), "now it is alone"
@@ -317,13 +317,13 @@ def test_a_dry_run_estimates_disk_and_time(tmp_path: Path, index_file: Path) -> 
     ]
     many = write_index(scans, tmp_path / "index.parquet")
     spec, config = building.ConformSpec(spacing_mm=3.0, order=3), preparing.PrepareConfig()
-    told = building.estimate(many, spec, config, building.Where(workers=1))
+    told = foretelling.estimate(many, spec, config, building.Where(workers=1))
     began = time.process_time()
     built = building.build(many, tmp_path / "store", spec, config, building.Where(workers=1))
     spent = time.process_time() - began
     assert told.sessions == built.sessions and told.scans == built.scans
     assert told.megabytes == pytest.approx(built.megabytes, rel=0.25)
-    assert told.cpu_seconds == pytest.approx(spent, rel=0.5)  # 25 % on a calm machine: benchmarks/data
+    assert told.cpu_seconds == pytest.approx(spent, rel=0.25)  # within 6 % on a busy machine
     assert not (tmp_path / "out").exists()
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import sys
 import tempfile
 import time
@@ -38,21 +39,25 @@ def atomic(path: str | Path) -> Iterator[Path]:
     The temporary name keeps the suffixes of ``path`` (some writers choose their format by them).
 
     Raises:
-        ArtifactError: the disk is full or the folder cannot be written; nothing is left behind.
+        ArtifactError: the disk is full, fails, or the folder cannot be written; nothing is left behind.
     """
     target = Path(path)
     suffixes = "".join(target.suffixes)
     temporary: Path | None = None
+    inside = False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name[: -len(suffixes) or None]}-", suffix=suffixes, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
+        inside = True
         yield temporary
+        inside = False
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
+        _settle(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ArtifactError(
@@ -60,10 +65,31 @@ def atomic(path: str | Path) -> Iterator[Path]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ArtifactError("no permission to write here", file=target, next_step="choose another --out") from error
-        raise
+        # an error of the block that names another file, or none of the system's, is not about this one
+        if error.errno is None or (inside and error.filename is not None and Path(os.fsdecode(error.filename)) != temporary):
+            raise
+        raise ArtifactError(
+            "the file cannot be written", file=target, got=error.strerror or str(error),
+            next_step="look after the disk or choose another --out, then run the same command again",
+        ) from error  # fmt: skip
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> None:
+    """Flush a folder's names to the disk, so that a file renamed into it is still there after the power failed."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one that may be written and not listed
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system that does not flush folders
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -129,6 +155,28 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON atomically; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_once(path: str | Path, value: Any) -> bool:
+    """Write ``value`` as :func:`write_json` does where nothing lies yet; False, and nothing changed, where something does, however
+    many processes try at once."""
+    target = Path(path)
+    once = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
+    write_json(once, value)
+    try:
+        os.link(once, target)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links here: a moment in which the file is there and not whole cannot be avoided
+        try:
+            with open(target, "xb") as file:
+                file.write(once.read_bytes())
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+    finally:
+        once.unlink(missing_ok=True)
+    return True
 
 
 def read_json(path: str | Path) -> Any:

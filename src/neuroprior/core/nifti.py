@@ -6,6 +6,7 @@ departure from what the file says is returned as a note, so that an index row ca
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import math
@@ -46,6 +47,13 @@ INTEGER_TOLERANCE = 1e-3
 
 COMPRESSION = 4
 """gzip level of written files."""
+
+MISSING = "the file does not exist"
+"""What is wrong with a file that is not there, and ..."""
+UNREADABLE_NOW = "the file cannot be read at the moment"
+"""... with one whose disk or server does not answer (:data:`PASSING`): another time it may."""
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
+"""Error numbers that say nothing of the file itself."""
 
 _MM_PER_UNIT = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
 
@@ -511,7 +519,7 @@ def _readable(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError("the file does not exist", file=path, next_step="check the path") from None
+        raise InputError(MISSING, file=path, next_step="check the path") from None
     except PermissionError:
         raise InputError(
             "no permission to read the file", file=path, expected="a file that you may read", got="permission denied",
@@ -523,9 +531,15 @@ def _readable(path: Path) -> Iterator[None]:
             next_step="copy or download it again",
         ) from None  # fmt: skip
     except OSError as error:
-        raise InputError(
-            "the file cannot be read", file=path, got=error.strerror or str(error), next_step="copy it again"
-        ) from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | Path, error: OSError) -> InputError:
+    """The error for a file that the system does not let be read; it says whether that may pass."""
+    said = error.strerror or str(error)
+    if error.errno in PASSING:
+        return InputError(UNREADABLE_NOW, file=path, got=said, next_step="look after the disk, then run the same command again")
+    return InputError("the file cannot be read", file=path, got=said, next_step="copy it again")
 
 
 def _open(path: Path) -> Any:

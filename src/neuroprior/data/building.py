@@ -1,103 +1,41 @@
 """Building a store from an index: what is to be done, on which workers, and the tables at the end.
 
 The index is kept as a column table and a session's rows become records when its turn comes, so that 300,000 scans take no more than
-their table. An interrupted run is resumed by looking which session files are there; several runs may build one store at once.
+their table. An interrupted run is resumed by looking which session files are there and what they were made of; several runs may build one
+store at once. What is damaged is made again beside the old and replaces it where it is as good.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..core import artifacts
 from ..core.conforming import ConformSpec
 from ..core.contrasts import UNKNOWN
-from ..core.errors import ArtifactError, InputError, LeakageError
-from ..core.records import BAD, Scan
+from ..core.errors import ArtifactError, InputError
+from ..core.records import BAD
 from ..engine import jobs
 from . import sessions
-from .index import VERSION as INDEX_VERSION
-from .index import read_index
-from .preparing import PrepareConfig, conformed_voxels, memory_mb, prepare_session
-from .sessions import AGAIN, SUFFIX, session_file
-from .store import Store, describe_store, hash_store, read_description
-from .table import TABLE, write_table
+from .preparing import PrepareConfig, lacking, memory_mb, prepare_session, unchanged
+from .rows import INDEX, Rows, there
+from .sessions import AGAIN, session_file
+from .store import SCANS, describe_store, hash_store, read_description
+from .table import TABLE, Table, write_table
+from .verifying import TABLES, damages
 
 logger = logging.getLogger(__name__)
 
-INDEX = "index.parquet"
-TIMED = 6
-"""Sessions that a dry run prepares to see how long they take."""
 TOLD = 20
 """Notes and reasons that are shown; all of them are in the tables."""
-
-
-class Rows:
-    """The rows of an index by session, made into records one session at a time.
-
-    Attributes:
-        keys: of the sessions with usable scans, sorted.
-        count: rows of the index.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.table = path, _index_table(path)
-        self.count = self.table.num_rows
-        plain = {name: self.table[name].to_pylist() for name in ("scan", "subject", "session", "contrast", "status", "split")}
-        splits: dict[str, str] = {}
-        both = sorted(
-            {s for s, split in zip(plain["subject"], plain["split"], strict=True) if splits.setdefault(s, split) != split}
-        )
-        if both:
-            raise LeakageError(
-                f"{len(both)} subjects stand in more than one split", file=path, got=", ".join(both[:5]),
-                expected="each subject in one split", next_step="let neuroprior index make the splits, or mend the split file",
-            )  # fmt: skip
-        names = [f"{a}/{b}" if b else a for a, b in zip(plain["subject"], plain["session"], strict=True)]
-        self._groups: dict[str, list[int]] = {}
-        for number in sorted(range(self.count), key=lambda n: (names[n], plain["scan"][n])):
-            if plain["status"][number] != BAD and plain["contrast"][number] != UNKNOWN:
-                self._groups.setdefault(names[number], []).append(number)
-        self.keys = list(self._groups)
-
-    def scans(self, key: str) -> list[Scan]:
-        """A session's usable scans, sorted by name."""
-        return [Scan.from_row(self.table.slice(number, 1).to_pylist()[0]) for number in self._groups[key]]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """What the store's table of scans says of every row."""
-        wanted = self.table.select(
-            ["scan", "subject", "session", "contrast", "contrast_raw", "status", "reasons", "split", "path"]
-        )
-        for batch in wanted.to_batches(max_chunksize=10_000):
-            yield from batch.to_pylist()
-
-
-def _index_table(path: Path) -> Any:
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    note: dict[str, Any] = {}
-    table: Any = None
-    with contextlib.suppress(OSError, pa.ArrowException, ValueError):
-        table = pq.read_table(path)
-        note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
-    if note.get("artifact") != "index" or note.get("version") != INDEX_VERSION:
-        read_index(path)  # says what is wrong with it
-        raise ArtifactError("the index cannot be read", file=path)
-    return table
 
 
 @dataclass(frozen=True)
@@ -129,6 +67,7 @@ class Built:
         quarantined: sessions whose worker died or that took too long, twice.
         store_hash: of everything a model can see.
         megabytes: on disk.
+        failed: sessions that could not be prepared, the quarantined ones among them.
     """
 
     sessions: int
@@ -137,25 +76,11 @@ class Built:
     quarantined: int
     store_hash: str
     megabytes: float
-
-
-def there(out: Path) -> tuple[set[str], set[str]]:
-    """Names of the session files of a store, and of those that are to be made again."""
-    done, again = set(), set()
-    with contextlib.suppress(FileNotFoundError):
-        for folder in os.scandir(out / "sessions"):
-            if not folder.is_dir(follow_symlinks=False):
-                continue
-            for entry in os.scandir(folder.path):
-                if entry.name.endswith(SUFFIX):
-                    done.add(entry.name)
-                elif entry.name.endswith(AGAIN):
-                    again.add(entry.name.removesuffix(AGAIN) + SUFFIX)
-    return done, again
+    failed: int = 0
 
 
 @contextlib.contextmanager
-def _present(out: Path) -> Iterator[Callable[[], bool]]:
+def present(out: Path) -> Iterator[Callable[[], bool]]:
     """Marks this process as one that builds the store; the function given says whether it is the only one (and then keeps others out)."""
     import fcntl
 
@@ -206,36 +131,86 @@ def build(
             "the index holds no usable scan", file=index, got=f"{rows.count} rows",
             next_step="read the reasons in the index's issues table",
         )  # fmt: skip
-    description = describe_store(spec, config.dtype, config.model_dump(mode="json", exclude={"dtype"}))
-    if (out / "store.json").exists():
-        found = read_description(out)
-        if {**found, "neuroprior": ""} != {**description, "neuroprior": ""}:
-            raise ArtifactError(
-                "another store lies here, prepared with other settings", file=out,
-                expected={k: description[k] for k in ("spec", "dtype", "steps")}, got={k: found.get(k) for k in ("spec", "dtype", "steps")},
-                next_step="choose another --out",
-            )  # fmt: skip
-    artifacts.write_json(out / "store.json", description)
-    with _present(out) as only_one:
+    description = described(spec, config)
+    if not artifacts.write_json_once(out / "store.json", description):
+        same_settings(out, description)
+        artifacts.write_json(out / "store.json", description)  # by the version that goes on with it
+    with present(out) as only_one:
+        todo = to_prepare(rows, out, config)
         (out / artifacts.MARKER).unlink(missing_ok=True)
-        done, again = there(out)
-        files = {session_file(out, key).name: key for key in rows.keys}
-        strange = sorted(done - set(files))
-        if strange:
-            raise ArtifactError(
-                "the store holds a session that is not in the index", file=out, got=", ".join(strange[:3]),
-                next_step="choose another --out for this index",
-            )  # fmt: skip
-        todo = [key for name, key in files.items() if name not in done or name in again]
         if len(todo) < len(rows.keys):
             logger.info("resuming: %d of %d sessions are there", len(rows.keys) - len(todo), len(rows.keys))
-        failures, quarantined = _work(rows, todo, out, (spec, config), where, progress)
+        failures, quarantined = work(rows, todo, out, (spec, config), where, progress)
         if only_one():
-            artifacts.sweep(out)
-        return _finish(rows, out, description, failures, quarantined)
+            _tidy(out)
+        return finish(rows, out, description, failures, quarantined)
 
 
-def _work(
+def described(spec: ConformSpec, config: PrepareConfig) -> dict[str, Any]:
+    """The content of ``store.json`` for these settings."""
+    return describe_store(spec, config.dtype, config.model_dump(mode="json", exclude={"dtype"}))
+
+
+def same_settings(out: Path, description: Mapping[str, Any]) -> None:
+    """Refuse a folder whose store was prepared otherwise.
+
+    Raises:
+        ArtifactError: it was, or another version made it.
+    """
+    found = read_description(out)
+    if {**found, "neuroprior": ""} != {**description, "neuroprior": ""}:
+        raise ArtifactError(
+            "another store lies here, prepared with other settings", file=out,
+            expected={k: description[k] for k in ("spec", "dtype", "steps")}, got={k: found.get(k) for k in ("spec", "dtype", "steps")},
+            next_step="choose another --out",
+        )  # fmt: skip
+
+
+def to_prepare(rows: Rows, out: Path, config: PrepareConfig) -> list[str]:
+    """Keys of the sessions that are not in the store, are to be tried again, or were made of something else than the index names now.
+
+    Raises:
+        ArtifactError: the store holds a session that the index does not have.
+    """
+    done, again = there(out)
+    files = {session_file(out, key).name: key for key in rows.keys}
+    strange = sorted(done - set(files))
+    if strange:
+        raise ArtifactError(
+            "the store holds a session that is not in the index", file=out, got=", ".join(strange[:3]),
+            next_step="choose another --out for this index",
+        )  # fmt: skip
+    standing = {files[name] for name in done - again}
+    made_of = _made_of(out)
+    other = set()
+    for key, source in rows.sources(standing, config):
+        told = made_of(key)
+        if told is None or not unchanged(told, source):
+            other.add(key)
+    if other:
+        logger.info(
+            "%d sessions are prepared anew: their rows in the index, or their labels, are not those they were made of", len(other)
+        )
+    return [key for key in rows.keys if key not in standing or key in other]
+
+
+def _made_of(out: Path) -> Callable[[str], str | None]:
+    """Key -> what its session file was made of, None where the file cannot be read. A finished store's table says it of all; the files
+    of an unfinished one may be younger than its table, and are asked one by one."""
+    if artifacts.is_complete(out):
+        with contextlib.suppress(ArtifactError):
+            return Table(out).sources().get
+
+    def ask(key: str) -> str | None:
+        try:
+            return sessions.read_all(session_file(out, key))[2]
+        except ArtifactError:
+            return None
+
+    return ask
+
+
+def work(
     rows: Rows,
     todo: list[str],
     out: Path,
@@ -243,7 +218,7 @@ def _work(
     where: Where,
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, str], set[str]]:
-    """Why sessions are not in the store, by key; and which of them killed their workers."""
+    """Prepare sessions: why some are not in the store, by key; and which of them killed their workers."""
     failures: dict[str, str] = {}
     quarantined: set[str] = set()
     if not todo:
@@ -283,9 +258,21 @@ def _pool(where: Where, n: int) -> tuple[jobs.Pool, jobs.Budget]:
     return (jobs.Here(prepare_session) if where.workers == 1 else jobs.Processes(prepare_session)), budget
 
 
-def _finish(rows: Rows, out: Path, description: Mapping[str, Any], failures: dict[str, str], quarantined: set[str]) -> Built:
+def finish(
+    rows: Rows,
+    out: Path,
+    description: Mapping[str, Any],
+    failures: Mapping[str, str],
+    quarantined: set[str],
+    without: Collection[str] = (),
+) -> Built:
+    """Write the tables of the session files that are there, and the marker last.
+
+    Raises:
+        InputError: there is none.
+    """
     done, _ = there(out)
-    keys = [key for key in rows.keys if session_file(out, key).name in done]
+    keys = [key for key in rows.keys if session_file(out, key).name in done and key not in without]
     if not keys:
         raise InputError("no session could be prepared", file=rows.path, got="; ".join(sorted(set(failures.values()))[:3]))
     if (out / INDEX).resolve() != rows.path.resolve():
@@ -303,10 +290,11 @@ def _finish(rows: Rows, out: Path, description: Mapping[str, Any], failures: dic
         "sessions": told["sessions"],
         "scans": told["scans"],
         "largest_rounding_error": told["error"],
+        "tables": {name: artifacts.sha256_file(out / name) for name in (SCANS, INDEX)},
     }
     artifacts.mark_complete(out, {**facts, "made_by": artifacts.provenance("prepare")})
     size = sum(session_file(out, key).stat().st_size for key in keys) + (out / TABLE).stat().st_size
-    return Built(told["sessions"], told["scans"], left_out, len(quarantined), store_hash, size / 1e6)
+    return Built(told["sessions"], told["scans"], left_out, len(quarantined), store_hash, size / 1e6, len(failures))
 
 
 def _write_scans(rows: Rows, out: Path, told: Mapping[str, Any], failures: Mapping[str, str]) -> int:
@@ -331,157 +319,166 @@ def _write_scans(rows: Rows, out: Path, told: Mapping[str, Any], failures: Mappi
         values = (scan["scan"], scan["subject"], scan["contrast"], key, name, scan["split"] or "", status, reason, scan["path"])
         for column, value in zip(names, values, strict=True):
             columns[column].append(value)
-    with artifacts.atomic(out / "scans.parquet") as temporary:
+    with artifacts.atomic(out / SCANS) as temporary:
         pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), temporary)
     return left_out
 
 
-# ------------------------------------------------------------------------------------------------------------------ estimates
+# ------------------------------------------------------------------------------------------------------------------- repairs
+
+REPAIR = ".repair-"
+"""Beginning of the name of the folder in a store in which damaged sessions are made again."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What preparing will take, as a dry run sees it.
+class Repaired:
+    """How a repair ended.
 
     Attributes:
-        sessions, scans: to prepare.
-        cpu_seconds, megabytes: in all.
-        wall_seconds: with the workers asked for, if nothing else runs.
-        memory_mb: of the largest session.
-        timed: sessions that were prepared to learn this.
+        left: session key (or table) -> what is still wrong; empty where all is well.
+        sessions, scans: of the store now.
+        store_hash: of the store now.
     """
 
+    left: Mapping[str, list[str]]
     sessions: int
     scans: int
-    cpu_seconds: float
-    megabytes: float
-    wall_seconds: float
-    memory_mb: float
-    timed: int
+    store_hash: str
 
 
-def _size(scans: list[Scan], spec: ConformSpec) -> np.ndarray:
-    """(3,) a session's scans, million native voxels and million conformed voxels: what its time and size are proportional to."""
-    native = sum(float(np.prod(scan.shape or (1, 1, 1))) for scan in scans)
-    return np.array([len(scans), native / 1e6, sum(conformed_voxels(scan, spec) for scan in scans) / 1e6])
-
-
-def estimate(index: Path, spec: ConformSpec, config: PrepareConfig, where: Where) -> Estimate:
-    """Prepare a few sessions of all sizes in a temporary folder and scale time and size up by the headers of the others.
-
-    Raises:
-        InputError: no usable scan, or none of the sessions tried can be prepared.
-    """
-    rows = Rows(index)
-    if not rows.keys:
-        raise InputError("the index holds no usable scan", file=index, got=f"{rows.count} rows")
-    sizes, needs = np.empty((len(rows.keys), 3)), 0.0
-    for number, key in enumerate(rows.keys):
-        scans = rows.scans(key)
-        sizes[number], needs = _size(scans, spec), max(needs, memory_mb(scans, spec))
-    weight = sizes @ np.array([0.05, 0.02, 0.03])
-    order = np.argsort(weight, kind="stable")
-    # a session in the middle of each part of equal work, so that the many small and the few large ones both count
-    share = np.cumsum(weight[order]) / weight.sum()
-    places = np.searchsorted(share, (np.arange(TIMED) + 0.5) / TIMED)
-    chosen = sorted({int(order[min(place, len(order) - 1)]) for place in places})
-    seconds, stored, used = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        warm = rows.keys[chosen[0]]
-        prepare_session(
-            Path(folder) / "warm", warm, rows.scans(warm), spec, config
-        )  # imports and caches are no work of a session
-        for number in chosen:
-            key = rows.keys[number]
-            began = time.process_time()
-            reason = prepare_session(Path(folder), key, rows.scans(key), spec, config)
-            if reason is not None:
-                logger.warning("%s: %s", key, reason)
-                continue
-            seconds.append(time.process_time() - began)
-            stored.append(session_file(Path(folder), key).stat().st_size)
-            used.append(number)
-    if not used:
-        raise InputError("none of the sessions tried can be prepared", file=index)
-    cpu = _scaled(np.array(seconds), weight, used)
-    voxels = sizes[:, 2] + 0.01 * sizes[:, 0]
-    disk = _scaled(np.array(stored, dtype=float), voxels, used)
-    workers = where.workers or len(os.sched_getaffinity(0))
-    return Estimate(len(rows.keys), int(sizes[:, 0].sum()), cpu, disk / 1e6, cpu / workers, needs, len(used))
-
-
-def _scaled(measured: np.ndarray, weight: np.ndarray, used: list[int]) -> float:
-    """The whole, from measured parts: the mean ratio to the weight, each part standing for an equal share of the weight."""
-    return float(np.mean(measured / weight[used]) * weight.sum())
-
-
-# ------------------------------------------------------------------------------------------------------------------- repairs
-
-
-def damages(out: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, list[str]]:
-    """What is wrong with a store: session key (or table) -> problems. Files are read whole and compared with their checksums.
-
-    Raises:
-        ArtifactError: there is no store, or another version made it.
-    """
-    description = read_description(out)
-    problems: dict[str, list[str]] = {}
-    if not (out / INDEX).is_file():
-        raise ArtifactError(
-            "the store is not finished", file=out, next_step="run the same neuroprior prepare command again: it resumes"
-        )
-    keys = Rows(out / INDEX).keys
-    done, again = there(out)
-    import json
-
-    expected: set[str] | None = None
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        import pyarrow.parquet as pq
-
-        expected = set(pq.read_table(out / TABLE, columns=["key"])["key"].to_pylist())
-    if expected is None:
-        problems[TABLE] = ["the table is missing or damaged"]
-    for number, key in enumerate(keys, start=1):
-        file = session_file(out, key)
-        if file.name not in done:
-            if expected is None or key in expected:
-                problems[key] = ["the session file is missing"]
-        else:
-            found = sessions.check(file)
-            if found:
-                problems[key] = found
-        if file.name in again:
-            problems.setdefault(key, []).append("a scan could not be read when it was prepared")
-        progress(number, len(keys))
-    if not problems and expected is not None:
-        import hashlib
-
-        digest = hashlib.sha256()
-        for key in keys:
-            if session_file(out, key).name in done:
-                digest.update(sessions.read(session_file(out, key))[0])
-        stated: Any = None
-        with contextlib.suppress(ArtifactError, KeyError, TypeError, json.JSONDecodeError):
-            stated = artifacts.read_json(out / artifacts.MARKER)["store_hash"]
-        if stated != hash_store(description, digest.hexdigest()):
-            problems[artifacts.MARKER] = ["the store's hash is not that of its sessions"]
-        try:
-            Store.open(out).check_table()
-        except ArtifactError as error:
-            problems[TABLE] = [error.what]
-    return problems
-
-
-def repair(out: Path, found: Mapping[str, list[str]], where: Where, *, progress: Callable[[int, int], None]) -> Built:
+def repair(out: Path, found: Mapping[str, list[str]], where: Where, *, progress: Callable[[int, int], None]) -> Repaired:
     """Make the damaged sessions of a store again from their scans, and its tables anew.
+
+    A session is made beside the old one and takes its place only where it has every scan and label that the old one has: what is healthy
+    in a session whose scans are out of reach stays.
+
+    Args:
+        out: the store.
+        found: what :func:`damages` said of it.
+        where: the workers.
+        progress: told how many of how many sessions are done.
 
     Raises:
         ArtifactError: the store cannot be written.
     """
     description = read_description(out)
-    for key in found:
-        session_file(out, key).unlink(missing_ok=True)
-    (out / TABLE).unlink(missing_ok=True)
-    spec = ConformSpec.model_validate(description["spec"])
-    config = PrepareConfig.model_validate({"dtype": description["dtype"], **description["steps"]})
-    return build(out / INDEX, out, spec, config, where, progress=progress)
+    why: dict[str, str] = {}
+    if INDEX not in found:  # without it nobody knows what a session was made of
+        rows = Rows(out / INDEX)
+        spec = ConformSpec.model_validate(description["spec"])
+        config = PrepareConfig.model_validate({"dtype": description["dtype"], **description["steps"]})
+        with present(out) as only_one:
+            replaced, why = _made_again(rows, out, found, (spec, config), where, progress)
+            if replaced or any(name in found for name in TABLES):
+                _tables_again(rows, out, description, why)
+            if only_one():
+                _tidy(out)
+    left = damages(out, wanted=found)
+    for key, reason in why.items():
+        left.setdefault(key, []).append(f"it was not made again: {reason}")
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(ArtifactError):
+        facts = artifacts.read_json(out / artifacts.MARKER)
+    return Repaired(left, facts.get("sessions", 0), facts.get("scans", 0), str(facts.get("store_hash", "")))
+
+
+def _made_again(
+    rows: Rows,
+    out: Path,
+    found: Mapping[str, list[str]],
+    how: tuple[ConformSpec, PrepareConfig],
+    where: Where,
+    progress: Callable[[int, int], None],
+) -> tuple[list[str], dict[str, str]]:
+    """Damaged sessions that were replaced, and why others were not."""
+    broken = [key for key in rows.keys if key in found]
+    replaced: list[str] = []
+    why: dict[str, str] = {}
+    listed = _listed(out)
+    with tempfile.TemporaryDirectory(prefix=REPAIR, dir=out) as name:
+        failures, _ = work(rows, broken, Path(name), how, where, progress)
+        for key in broken:
+            new, old = session_file(Path(name), key), session_file(out, key)
+            reason = failures.get(key) or _lost(new, old, listed.get(key))
+            if reason:
+                why[key] = reason
+                continue
+            old.parent.mkdir(parents=True, exist_ok=True)
+            if new.with_suffix(AGAIN).exists():
+                artifacts.write_text(old.with_suffix(AGAIN), "")
+            else:
+                old.with_suffix(AGAIN).unlink(missing_ok=True)
+            os.replace(new, old)
+            replaced.append(key)
+    return replaced, why
+
+
+def _listed(out: Path) -> dict[str, dict[str, Any]]:
+    """The rows of the table of sessions by key; none where it is damaged."""
+    try:
+        table = Table(out)
+        return {key: table.row(number) for key, number in table.numbers.items()}
+    except ArtifactError:
+        return {}
+
+
+def _lost(new: Path, old: Path, row: Mapping[str, Any] | None) -> str | None:
+    """What a session made again lacks of the old one, by the old one's record, or by its row in the table; None where nothing."""
+    record = json.loads(sessions.read(new)[0])
+    before: Mapping[str, Any] | None = None
+    try:
+        before = json.loads(sessions.read(old)[0])
+    except ArtifactError:
+        if row is not None:
+            with contextlib.suppress(ValueError):
+                before = {name: json.loads(row[name]) for name in ("scans", "labels")}
+    lost = [] if before is None else lacking(before, record)
+    if lost:
+        reasons = [*record["refused"].values(), *(note for note in record["notes"] if "left out" in note)]
+        return f"{', '.join(lost)} would be lost" + (f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else "")
+    if before is not None and new.with_suffix(AGAIN).exists() and not old.with_suffix(AGAIN).exists():
+        return "a file that it was made from cannot be read at the moment"
+    return None
+
+
+def _tables_again(rows: Rows, out: Path, description: Mapping[str, Any], why: Mapping[str, str]) -> None:
+    """Write the tables of a repaired store. Sessions that are lost for now keep their rows where those can be read, and the store its
+    hash; else they are left out of the tables and marked as to be made again."""
+    lost = [key for key in why if not _whole(session_file(out, key))]
+    listed = _listed(out)
+    if lost and artifacts.is_complete(out) and all(key in listed for key in lost):
+        write_table(
+            out, [key for key in rows.keys if key in listed or _whole(session_file(out, key))], {k: listed[k] for k in lost}
+        )
+        return
+    for key in lost:
+        artifacts.write_text(session_file(out, key).with_suffix(AGAIN), "")
+    finish(rows, out, description, {**_reasons(out), **why}, set(), without=lost)
+
+
+def _whole(file: Path) -> bool:
+    try:
+        sessions.read(file)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _reasons(out: Path) -> dict[str, str]:
+    """Why sessions are not in the store, as its table of scans said until now."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(out / SCANS, columns=["key", "name", "reason"])
+    except (OSError, ValueError, pa.ArrowException):
+        return {}
+    columns = (table[name].to_pylist() for name in ("key", "name", "reason"))
+    return {key: reason for key, name, reason in zip(*columns, strict=True) if name is None}
+
+
+def _tidy(out: Path) -> None:
+    """Remove what a killed process left behind; nobody else may be writing."""
+    for folder in out.glob(f"{REPAIR}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    artifacts.sweep(out)

@@ -5,8 +5,10 @@ Scans are read, conformed and compressed one after the other, so that a session 
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from ..core.config import Config
 from ..core.conforming import Conformed, ConformSpec, conform
 from ..core.contrasts import UNKNOWN
 from ..core.errors import ArtifactError, InputError, MissingDependency, NeuropriorError
-from ..core.grids import Grid, grid_of
+from ..core.grids import Grid, corner_distance_mm, grid_of
 from ..core.records import BAD, Scan
 from ..core.relations import overlap
 from ..core.resampling import resample_label_shares
@@ -32,8 +34,14 @@ FEW_VOXELS = 8
 
 CHANGING = "the file changed while it was read"
 """Reason of a scan that may be read another time, and ..."""
-VANISHED = "the file does not exist"
-"""... of one that may come back: prepare tries their session again when it is next run."""
+PASSING = (CHANGING, nifti.MISSING, nifti.UNREADABLE_NOW)
+"""... of those that may come back, or whose disk does not answer: prepare tries their session again when it is next run."""
+
+ON_GRID_VOXELS = 0.1
+"""How far a label's corners may lie from a scan's, in voxels, for it to have been drawn on that scan."""
+
+FAR_STEPS = 128
+"""An int16 scan whose rounding error is more than this fraction of its standard deviation is told."""
 
 
 class PrepareConfig(Config):
@@ -69,6 +77,49 @@ def group_sessions(scans: Iterable[Scan]) -> dict[str, list[Scan]]:
     return groups
 
 
+def source_of(scans: Iterable[Scan], config: PrepareConfig) -> str:
+    """What a session is made of: a digest of what the index says of its scans, a hyphen, and one of its label (and mask) files.
+
+    Names, sizes and times of the files count, and everything that goes into the record; where the files lie does not. The second is
+    empty where there is no such file, and ``?`` where one cannot be looked at.
+    """
+    rows, files = hashlib.blake2b(digest_size=12), hashlib.blake2b(digest_size=8)
+    beside = 0
+    seen = True
+    for scan in sorted(scans, key=lambda scan: scan.scan):
+        others = dict(scan.labels)
+        if config.mask == "index" and scan.brain_mask:
+            others["\0mask"] = scan.brain_mask
+        told = (
+            scan.scan, scan.dataset, scan.subject, scan.session, scan.contrast, scan.split, scan.size_bytes, scan.mtime_ns, scan.age, scan.sex,
+            scan.health, scan.site, scan.scanner, scan.licence, dict(scan.columns), scan.checks.get("intensity", "").startswith("fixed"),
+            {name: _from(scan.path, path) for name, path in others.items()},
+        )  # fmt: skip
+        rows.update(json.dumps(told, sort_keys=True).encode())
+        for name, path in sorted(others.items()):
+            beside += 1
+            try:
+                facts = Path(path).stat()
+                files.update(f"{name} {facts.st_size} {facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            except (OSError, ValueError):
+                seen = False
+    return f"{rows.hexdigest()}-{'' if not beside else files.hexdigest() if seen else '?'}"
+
+
+def _from(scan: str, other: str) -> str:
+    """The way from a scan to a file that belongs to it: the same wherever their common folder lies."""
+    a, b = scan.split("/"), other.split("/")
+    common = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return "/".join([str(len(a) - common), *b[common:]])
+
+
+def unchanged(made_of: str, now: str) -> bool:
+    """Whether a session that was made of the one is what the other would make; a store that does not say, and labels that are out of
+    reach now, count as unchanged."""
+    (rows, _, files), (rows_now, _, files_now) = made_of.partition("-"), now.partition("-")
+    return not made_of or (rows == rows_now and (files == files_now or files_now == "?"))
+
+
 def memory_mb(scans: Iterable[Scan], spec: ConformSpec) -> float:
     """The most memory that preparing a session may need beyond the interpreter, from its headers alone.
 
@@ -91,7 +142,7 @@ def conformed_voxels(scan: Scan, spec: ConformSpec) -> float:
 
 
 def prepare_session(out: Path, key: str, scans: list[Scan], spec: ConformSpec, config: PrepareConfig) -> str | None:
-    """Write one session into a store; one that is there already (another process may have made it) is left as it is.
+    """Write one session into a store; one that is there already and made of the same (another process may have made it) is left as it is.
 
     Args:
         out: the store.
@@ -108,10 +159,11 @@ def prepare_session(out: Path, key: str, scans: list[Scan], spec: ConformSpec, c
     """
     file = session_file(out, key)
     again = file.with_suffix(AGAIN)
-    if file.is_file() and not again.exists():
+    source = source_of(scans, config)
+    if not again.exists() and _there(file, source):
         return None
     try:
-        retry = _prepare(file, key, scans, spec, config)
+        retry = _prepare(file, key, scans, (spec, config, source))
     except (ArtifactError, MissingDependency):
         raise
     except NeuropriorError as error:
@@ -125,17 +177,35 @@ def prepare_session(out: Path, key: str, scans: list[Scan], spec: ConformSpec, c
     return None
 
 
-def _read(path: str, nonfinite: Literal["error", "zero"] = "error") -> Volume:
-    """A scan's voxels, of a file that stands still; values that are not finite end it, or become 0 (``nonfinite="zero"``)."""
+def _there(file: Path, source: str) -> bool:
+    """Whether a session file is there, whole by its record, and made of this."""
+    try:
+        return file.is_file() and unchanged(sessions.read_all(file)[2], source)
+    except ArtifactError:
+        return False
+
+
+def _still(path: str, read: Callable[[str], tuple[Volume, tuple[str, ...]]]) -> tuple[Volume, tuple[str, ...]]:
+    """What is read from a file that stands still meanwhile, and the reader's notes.
+
+    Raises:
+        InputError: the reader's own, or that the file changed or went away.
+    """
     before = _state(path)
     try:
-        volume, _ = nifti.read_scan(path, nonfinite=nonfinite)
+        found = read(path)
     except InputError:
         if _state(path) != before:
             raise InputError(CHANGING, file=path, next_step="run the same command again") from None
         raise
     if _state(path) != before:
         raise InputError(CHANGING, file=path, next_step="run the same command again")
+    return found
+
+
+def _read(path: str, nonfinite: Literal["error", "zero"] = "error") -> Volume:
+    """A scan's voxels, of a file that stands still; values that are not finite end it, or become 0 (``nonfinite="zero"``)."""
+    volume, _ = _still(path, lambda path: nifti.read_scan(path, nonfinite=nonfinite))
     problems = nifti.check_voxels(volume)
     if problems:
         raise InputError("; ".join(problems))
@@ -146,17 +216,17 @@ def _state(path: str) -> tuple[int, int, int]:
     try:
         stat = Path(path).stat()
     except FileNotFoundError:
-        raise InputError(VANISHED, file=path, next_step="check the path") from None
+        raise InputError(nifti.MISSING, file=path, next_step="check the path") from None
     except OSError as error:
-        if error.errno in (errno.ESTALE, errno.EIO):
-            raise InputError(f"the file cannot be read ({error.strerror})", file=path) from None
-        raise InputError("the file cannot be read", file=path, got=error.strerror) from None
+        raise nifti.unreadable(path, error) from None
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _prepare(file: Path, key: str, scans: list[Scan], spec: ConformSpec, config: PrepareConfig) -> bool:
-    """Write the session file; True where a scan is left out that may be readable another time."""
+def _prepare(file: Path, key: str, scans: list[Scan], how: tuple[ConformSpec, PrepareConfig, str]) -> bool:
+    """Write the session file; True where a scan, a label or a mask is left out that may be readable another time."""
+    spec, config, source = how
     refused: dict[str, str] = {}
+    notes: list[str] = []
     retry = False
 
     def load(scan: Scan) -> Volume | None:
@@ -164,11 +234,17 @@ def _prepare(file: Path, key: str, scans: list[Scan], spec: ConformSpec, config:
         try:
             fixed = scan.checks.get("intensity", "").startswith("fixed")  # index --policy intensity=fix
             volume = _read(scan.path, "zero" if fixed else "error")
-            return _without_bias(volume) if config.bias == "n4" else volume
         except InputError as error:
             refused[scan.scan] = error.reason
-            retry |= error.what in (CHANGING, VANISHED)
+            retry |= error.what in PASSING
             return None
+        if config.bias == "none":
+            return volume
+        try:
+            return _without_bias(volume)
+        except InputError as error:
+            notes.append(f"{scan.contrast}: its intensity drifts are left as they are: {error.reason}")
+            return volume
 
     rank = {name: place for place, name in enumerate(PREFERENCE)}
     candidates = sorted(
@@ -178,8 +254,10 @@ def _prepare(file: Path, key: str, scans: list[Scan], spec: ConformSpec, config:
     if found is None:
         raise InputError("no scan of the session can be read: " + "; ".join(refused.values()))
     first, volume = found
-    notes: list[str] = []
-    frame = frame_of(volume, spec, _mask(first, config, notes))
+    mask, passing = _mask(first, config, notes)
+    retry |= passing
+    frame = frame_of(volume, spec, mask)
+    places: dict[str, Place] = {}
     entries: dict[str, Any] = {}
     packed: dict[str, sessions.Packed] = {}
 
@@ -188,6 +266,13 @@ def _prepare(file: Path, key: str, scans: list[Scan], spec: ConformSpec, config:
         if not np.isfinite(error):
             refused[scan.scan] = f"its normalised intensities do not fit {config.dtype}: use --dtype float32"
             return
+        if config.dtype == "int16":
+            spread = float(conformed.voxels.std(dtype=np.float64))
+            if error > spread / FAR_STEPS:
+                notes.append(
+                    f"{name}: a few voxels are so bright that int16 rounds the others to {error / spread:.2g} standard deviations; --dtype "
+                    "float32 or --normalise clamp_zscore_01 keeps them apart"
+                )
         packed[name] = sessions.pack(stored, scale)
         entries[name] = {
             "scan": scan.scan, "sha256": packed[name].sha256, "scale": scale, "rounding_error": error, "conformed": record.to_json(),
@@ -220,13 +305,15 @@ def _prepare(file: Path, key: str, scans: list[Scan], spec: ConformSpec, config:
         except InputError as error:
             refused[scan.scan] = error.reason
             continue
+        places[scan.scan] = Place(name, grid_of(other), moved)
         keep(name, scan, conformed, record, moved)
         del other, conformed
         if scan is first:
             del volume, found
     if not entries:
         raise InputError("no scan of the session can be used: " + "; ".join(refused.values()))
-    labels, arrays, more = _labels(scans, frame.grid)
+    labels, arrays, more, passing = _labels(scans, frame.grid, places)
+    retry |= passing
     columns = {k: v for scan in scans for k, v in scan.columns.items()}
     columns |= {name: getattr(scans[0], name) for name in ("age", "sex", "health", "site", "scanner", "licence")}
     record = {
@@ -234,22 +321,46 @@ def _prepare(file: Path, key: str, scans: list[Scan], spec: ConformSpec, config:
         "shape": list(frame.grid.shape), "affine": frame.grid.affine.tolist(), "reference": reference, "scans": entries,
         "labels": labels, "columns": columns, "refused": refused, "notes": notes + more,
     }  # fmt: skip
-    sessions.write(file, record, packed | arrays)
+    if retry and _there(file, source) and lacking(json.loads(sessions.read(file)[0]), record):
+        return True  # what is there has more than can be read now
+    sessions.write(file, record, packed | arrays, source)
     return retry
 
 
-def _mask(scan: Scan, config: PrepareConfig, notes: list[str]) -> Volume | None:
+def lacking(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of the scans and labels that one record of a session has and a later one has not."""
+    labels = sorted(set(before["labels"]) - set(after["labels"]))
+    return [*sorted(set(before["scans"]) - set(after["scans"])), *(f"label {name}" for name in labels)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a scan of a session lies.
+
+    Attributes:
+        name: in the store.
+        native: its own grid, by its header.
+        rigid: (4, 4), mm of the reference's space to mm of the scan's, where it was aligned; else None.
+    """
+
+    name: str
+    native: Grid
+    rigid: np.ndarray | None
+
+
+def _mask(scan: Scan, config: PrepareConfig, notes: list[str]) -> tuple[Volume | None, bool]:
+    """The reference's brain mask, where it is wanted and there; and whether it may be readable another time."""
     if config.mask == "head":
-        return None
+        return None, False
     if not scan.brain_mask:
         notes.append(f"{scan.contrast} has no brain mask in the index: the head that is found in it is used")
-        return None
+        return None, False
     try:
-        mask, _ = nifti.read_labels(scan.brain_mask)
+        mask, _ = _still(scan.brain_mask, nifti.read_labels)
     except InputError as error:
         notes.append(f"the brain mask of {scan.contrast} is not used: {error.reason}")
-        return None
-    return mask
+        return None, error.what in PASSING
+    return mask, False
 
 
 def need_n4() -> None:
@@ -322,18 +433,28 @@ GRID_TOLERANCE_MM = 3.0
 """A shift that makes two scans of a session more alike and is larger than this is a misalignment."""
 
 
-def _labels(scans: list[Scan], grid: Grid) -> tuple[dict[str, Any], dict[str, sessions.Packed], list[str]]:
+def _labels(
+    scans: list[Scan], grid: Grid, places: Mapping[str, Place]
+) -> tuple[dict[str, Any], dict[str, sessions.Packed], list[str], bool]:
+    """The session's labels on its grid: entries of the record, arrays, notes; and whether one may be readable another time."""
     paths = {name: path for scan in scans for name, path in scan.labels.items()}
     labels: dict[str, Any] = {}
     arrays: dict[str, sessions.Packed] = {}
     notes: list[str] = []
+    passing = False
     for name, path in sorted(paths.items()):
         try:
-            volume, repairs = nifti.read_labels(path)
+            volume, repairs = _still(path, nifti.read_labels)
         except InputError as error:
             notes.append(f"label {name} left out: {error.reason}")
+            passing |= error.what in PASSING
             continue
         notes += [f"label {name}: {text}" for text in repairs]
+        owners = [places[scan.scan] for scan in scans if scan.scan in places and scan.labels.get(name) == path]
+        rigid, told = _moved(name, grid_of(volume), owners)
+        notes += told
+        if rigid is not None:  # as the scan it was drawn on: its voxels in mm of the scan, and from there to mm of the reference
+            volume = Volume(volume.voxels, np.linalg.inv(rigid) @ volume.affine)
         if overlap(grid, grid_of(volume)) < MIN_OVERLAP:
             notes.append(f"label {name} left out: it lies outside the head's field of view")
             continue
@@ -341,7 +462,26 @@ def _labels(scans: list[Scan], grid: Grid) -> tuple[dict[str, Any], dict[str, se
         notes += _shrinking(name, volume, shares.first, grid)
         labels[name], packed = pack_label(name, shares)
         arrays |= packed
-    return labels, arrays, notes
+    return labels, arrays, notes, passing
+
+
+def _moved(name: str, own: Grid, owners: list[Place]) -> tuple[np.ndarray | None, list[str]]:
+    """The rigid transform of the scan that a label was drawn on, of those that the index gives it to; and what is to be told.
+
+    It was drawn on the scan whose grid it has. Where several have it, or none has, one that was not moved is taken.
+    """
+    near = ON_GRID_VOXELS * min(own.spacing_mm)
+    drawn_on = [place for place in owners if place.native.shape == own.shape and corner_distance_mm(place.native, own) <= near]
+    chosen = min(drawn_on or owners, key=lambda place: place.rigid is not None, default=None)
+    aligned = [place.name for place in drawn_on or owners if place.rigid is not None]
+    if chosen is None or not aligned:
+        return None, []
+    if chosen.rigid is not None:
+        return chosen.rigid, [f"label {name}: it was moved with {chosen.name}, which it was drawn on"]
+    return None, [
+        f"label {name}: it may have been drawn on {chosen.name} or on {', '.join(aligned)}, which was aligned; it is taken for one of "
+        f"{chosen.name} and stays where it is"
+    ]
 
 
 def _shrinking(name: str, volume: Volume, hard: np.ndarray, grid: Grid) -> list[str]:
@@ -354,16 +494,13 @@ def _shrinking(name: str, volume: Volume, hard: np.ndarray, grid: Grid) -> list[
             f"label {name} shrinks from {before:.2f} to {after:.2f} ml as a hard mask at this spacing; its partial volumes are kept, "
             "but a finer --spacing would show more of it"
         )
-    if coarse > fine * 1.01:
-        values, counts = np.unique(volume.voxels[volume.voxels > 0], return_counts=True)
-        small: Mapping[int, float] = {
-            int(v): n * fine / coarse for v, n in zip(values, counts, strict=True) if n * fine < FEW_VOXELS * coarse
-        }
-        if small:
-            shown = ", ".join(f"{value} ({voxels:.1f})" for value, voxels in list(small.items())[:5])
-            more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-            notes.append(
-                f"label {name} has values of under {FEW_VOXELS} voxels at this spacing: {shown}{more}; --spacing native or a finer one "
-                "would keep them"
-            )
+    values, counts = np.unique(volume.voxels[volume.voxels > 0], return_counts=True)
+    small: Mapping[int, float] = {
+        int(v): n * fine / coarse for v, n in zip(values, counts, strict=True) if n * fine < FEW_VOXELS * coarse
+    }
+    if small:
+        shown = ", ".join(f"{value} ({voxels:.1f})" for value, voxels in list(small.items())[:5])
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        advice = "--spacing native or a finer one would keep them" if coarse > fine * 1.01 else "the label itself holds no more"
+        notes.append(f"label {name} has values of under {FEW_VOXELS} voxels at this spacing: {shown}{more}; {advice}")
     return notes

@@ -9,7 +9,8 @@
     56 bytes       lengths of record and layout, their BLAKE2b (16 bytes), that of everything before (16 bytes), magic
 
 A file appears whole or not at all. The record says what a model can see (grid, conform records, SHA-256 of the voxels, metadata); the
-layout says only where the bytes lie. What Blosc2 needs to find its chunks is checked by a CRC before it is used, so that a damaged
+layout says only where the bytes lie, and under ``@source`` what the session was made of (a digest of its rows in the index), which is no
+part of the store's hash. What Blosc2 needs to find its chunks is checked by a CRC before it is used, so that a damaged
 file is an error and never a crash; the voxels are checked by :func:`check`.
 """
 
@@ -37,6 +38,9 @@ from . import shards
 
 SUFFIX, AGAIN = ".nps", ".again"
 """Of a session file, and of the empty file beside one that is to be made again."""
+
+SOURCE = "@source"
+"""Name, in the layout, of what a session was made of; no array is called so."""
 
 MAGIC = b"NPSESS\x03\n"
 ALIGN = 64
@@ -94,8 +98,12 @@ class Frame:
             ValueError: these are no six numbers of a frame.
         """
         offset, length, header, chunks, crc, scale = values
-        whole = [int(v) for v in (offset, length, header, chunks, crc)]
-        if min(whole) < 0 or whole[2] + whole[3] > whole[1] or not 0 < float(scale) < float("inf"):
+        try:
+            whole = [int(v) for v in (offset, length, header, chunks, crc)]
+            possible = min(whole) >= 0 and whole[2] + whole[3] <= whole[1] and 0 < float(scale) < float("inf")
+        except OverflowError:
+            possible = False
+        if not possible:
             raise ValueError("impossible numbers")
         return cls(*whole, float(scale))
 
@@ -139,11 +147,13 @@ def quantised(values: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]
         values: (x, y, z) float32.
         dtype: ``int16`` (steps of about 1/512 standard deviation, a power of two, wider only where values would not fit; the error is
             half a step, and up to one for what would have become 0), ``float16`` or ``float32``.
+
+    The error is rounded up, so that it bounds the difference in real numbers too.
     """
     if dtype != "int16":
         with np.errstate(over="ignore"):
             stored = values.astype(dtype)
-        return stored, 1.0, float(np.abs(stored.astype(np.float32) - values).max())
+        return stored, 1.0, _above(float(np.abs(stored.astype(np.float32) - values).max()))
     spread, most = float(values.std(dtype=np.float64)), float(np.abs(values).max())
     step = 2.0 ** round(np.log2(spread / 512)) if spread > 0 else 1.0
     while most > 32767 * step:
@@ -155,16 +165,27 @@ def quantised(values: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]
     stored = scaled.astype(np.int16)
     scaled *= np.float32(step)
     scaled -= values
-    return stored, step, float(max(scaled.max(), -scaled.min()))
+    return stored, step, _above(float(max(scaled.max(), -scaled.min())))
 
 
-def write(path: Path, record: Mapping[str, Any], arrays: Mapping[str, Packed]) -> None:
+def _above(error: float) -> float:
+    """The next float32: a difference computed in float32 is off by less than that."""
+    return float(np.nextafter(np.float32(error), np.float32(np.inf))) if 0 < error < np.inf else error
+
+
+def write(path: Path, record: Mapping[str, Any], arrays: Mapping[str, Packed], source: str = "") -> None:
     """Write a session file atomically.
+
+    Args:
+        path: of the file.
+        record: what a model can see of the session.
+        arrays: name -> what is stored.
+        source: what the session was made of (:func:`neuroprior.data.preparing.source_of`); empty where nobody says.
 
     Raises:
         ArtifactError: the disk is full or not writable.
     """
-    layout: dict[str, Any] = {}
+    layout: dict[str, Any] = {SOURCE: source} if source else {}
     body = blake2b(digest_size=16)
     with artifacts.atomic(path) as temporary, open(temporary, "wb") as file:
 
@@ -223,6 +244,15 @@ def read(path: Path) -> tuple[bytes, dict[str, Frame]]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
+    return read_all(path)[:2]
+
+
+def read_all(path: Path) -> tuple[bytes, dict[str, Frame], str]:
+    """As :func:`read`, and what the session was made of (empty where the file does not say).
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -242,10 +272,12 @@ def read(path: Path) -> tuple[bytes, dict[str, Frame]]:
     if blake2b(content, digest_size=16).digest() != digest:
         raise _damaged(path, "a record that is not the one that was written")
     try:
-        frames = {name: Frame.of(values) for name, values in json.loads(content[record:]).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        layout = json.loads(content[record:])
+        source = str(layout.pop(SOURCE, ""))
+        frames = {name: Frame.of(values) for name, values in layout.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"a layout that cannot be read ({error})") from None
-    return content[:record], frames
+    return content[:record], frames, source
 
 
 class _Found:

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 VERSION = 3
 """Version of the store's layout."""
 
+SCANS = "scans.parquet"
+"""The table of the scans of the index: where each went, or why it did not."""
+
 SHARE_STEPS = 510
 """A voxel's share of its second label, in [0, 0.5], is stored as this many times it, in one byte."""
 
@@ -273,10 +276,23 @@ class Store:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """``scans.parquet``: a row a scan of the index, with ``status`` and ``reason``."""
-        import pandas as pd
+        """``scans.parquet``: a row a scan of the index, with ``status`` and ``reason``.
 
-        return pd.read_parquet(self.path / "scans.parquet")
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        import pandas as pd
+        import pyarrow as pa
+
+        file = self.path / SCANS
+        try:
+            return pd.read_parquet(file)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise ArtifactError(
+                f"a table of the store is {'missing' if missing else 'damaged'}", file=file,
+                got=None if missing else (str(error) or type(error).__name__).splitlines()[0], next_step="run neuroprior store repair",
+            ) from None  # fmt: skip
 
     @property
     def store_hash(self) -> str:

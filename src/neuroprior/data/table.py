@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ TABLE = "sessions.parquet"
 TEXT = ("key", "dataset", "subject", "session", "split", "reference", "scans", "labels", "columns", "layout")
 """Text columns; the last four are JSON."""
 
+SOURCE = "source"
+"""Column of what each session was made of (a digest of its rows in the index); stores made before it lack it."""
+
 ROWS = 2000
 """Rows that are written at once."""
 
@@ -34,16 +37,28 @@ def _schema() -> Any:
     import pyarrow as pa
 
     fields = [(name, pa.string()) for name in (*TEXT, "record_sha256")]
-    fields += [("shape", pa.list_(pa.int32(), 3)), ("affine", pa.list_(pa.float64(), 16))]
+    fields += [("shape", pa.list_(pa.int32(), 3)), ("affine", pa.list_(pa.float64(), 16)), (SOURCE, pa.string())]
     return pa.schema(fields, metadata={b"neuroprior": b"store sessions"})
 
 
-def write_table(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+def row_of(content: bytes, record: Mapping[str, Any], frames: Mapping[str, Frame], source: str) -> dict[str, Any]:
+    """The row of a session: its record, as bytes and read, where its arrays lie, and what it was made of."""
+    layout = {name: frame.plain() for name, frame in frames.items()}
+    return {
+        **{name: record[name] for name in ("key", "dataset", "subject", "session", "split", "reference", "shape")},
+        "columns": json.dumps(record["columns"], sort_keys=True, ensure_ascii=False),
+        "layout": json.dumps(layout, sort_keys=True), "record_sha256": hashlib.sha256(content).hexdigest(), SOURCE: source,
+        "scans": json.dumps(list(record["scans"])), "labels": json.dumps(list(record["labels"])), "affine": np.ravel(record["affine"]).tolist(),
+    }  # fmt: skip
+
+
+def write_table(path: Path, keys: Iterable[str], kept: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """``sessions.parquet`` of the session files there are; one file at a time, so that memory does not grow with their number.
 
     Args:
         path: the store.
         keys: of the sessions, sorted.
+        kept: rows (:meth:`Table.row`) of sessions whose file cannot be read; nothing else is told of them.
 
     Returns:
         ``placed`` (scan -> (key, name)), ``refused`` (scan -> reason), ``notes``, ``digest`` (over all records, in order), ``scans``
@@ -57,7 +72,10 @@ def write_table(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     with artifacts.atomic(path / TABLE) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         rows: list[dict[str, Any]] = []
         for key in keys:
-            content, frames = files.read(session_file(path, key))
+            if kept and key in kept:
+                rows.append(dict(kept[key]))
+                continue
+            content, frames, source = files.read_all(session_file(path, key))
             record = json.loads(content)
             digest.update(content)
             for name, entry in record["scans"].items():
@@ -67,15 +85,7 @@ def write_table(path: Path, keys: Iterable[str]) -> dict[str, Any]:
             told["notes"] += [f"{key}: {note}" for note in record["notes"]]
             told["scans"] += len(record["scans"])
             told["sessions"] += 1
-            layout = {name: frame.plain() for name, frame in frames.items()}
-            rows.append(
-                {
-                    **{name: record[name] for name in ("key", "dataset", "subject", "session", "split", "reference", "shape")},
-                    "columns": json.dumps(record["columns"], sort_keys=True, ensure_ascii=False),
-                    "layout": json.dumps(layout, sort_keys=True), "record_sha256": hashlib.sha256(content).hexdigest(),
-                    "scans": json.dumps(list(record["scans"])), "labels": json.dumps(list(record["labels"])), "affine": np.ravel(record["affine"]).tolist(),
-                }
-            )  # fmt: skip
+            rows.append(row_of(content, record, frames, source))
             if len(rows) == ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []
@@ -102,7 +112,9 @@ class Table:
         try:
             self._file = pq.ParquetFile(pa.BufferReader(self.path.read_bytes()))
             self._columns: dict[str, Any] = {}
-            if not self._file.schema_arrow.remove_metadata().equals(_schema().remove_metadata()):
+            known, found = _schema().remove_metadata(), self._file.schema_arrow.remove_metadata()
+            self.has_sources = found.equals(known)
+            if not self.has_sources and not found.equals(known.remove(known.get_field_index(SOURCE))):
                 raise self.damaged("other columns than a store's")
             self.count: int = self._file.metadata.num_rows
         except FileNotFoundError:
@@ -147,7 +159,7 @@ class Table:
         numbers, values = self.coded(name)
         try:
             return numbers, [_names(value) for value in values]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.damaged(error) from None
 
     def parsed(self, text: str) -> dict[str, Any]:
@@ -162,11 +174,28 @@ class Table:
         """Key -> row."""
         return dict(zip(self.column("key").to_pylist(), range(self.count), strict=True))
 
+    def sources(self) -> dict[str, str]:
+        """Key -> what the session was made of; empty where nobody says."""
+        told = self.column(SOURCE).to_pylist() if self.has_sources else [""] * self.count
+        return dict(zip(self.column("key").to_pylist(), told, strict=True))
+
+    def row(self, row: int) -> dict[str, Any]:
+        """A row as :func:`row_of` makes it."""
+        names = [name for name in _schema().names if name != SOURCE or self.has_sources]
+        return {SOURCE: "", **{name: self.column(name)[row].as_py() for name in names}}
+
+    def differs(self, row: int, wanted: Mapping[str, Any]) -> list[str]:
+        """Names of the columns in which a row is not the one that :func:`row_of` made of its session file."""
+        found = self.row(row)
+        if not self.has_sources:
+            found[SOURCE] = wanted[SOURCE]
+        return [name for name, value in wanted.items() if not _same(name, found[name], value)]
+
     def layout(self, row: int) -> dict[str, Frame]:
         """Where a session's arrays lie in its file."""
         try:
             return _layout(self.column("layout")[row].as_py())
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self.damaged(error) from None
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
@@ -181,9 +210,20 @@ class Table:
                 row: dict[str, Any] = dict(zip(names, values, strict=True), shape=tuple(shape), affine=affine)
                 row |= {"scans": _names(row["scans"]), "labels": _names(row["labels"]), "columns": _object(row["columns"])}
                 found.append(row)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise self.damaged(error) from None
         return found
+
+
+def _same(name: str, found: Any, wanted: Any) -> bool:
+    if found == wanted:
+        return True
+    if name not in ("scans", "labels", "columns", "layout"):
+        return False
+    try:
+        return json.loads(found) == json.loads(wanted)  # written with other blanks
+    except (ValueError, RecursionError):
+        return False
 
 
 @functools.lru_cache(maxsize=1024)

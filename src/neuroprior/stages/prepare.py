@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class PrepareSummary:
         store_hash: of everything a model can see.
         megabytes: on disk.
         quarantined: sessions that killed their worker or took too long, twice.
+        failed: sessions of which nothing could be prepared now, the quarantined ones among them.
     """
 
     out: Path
@@ -29,10 +31,17 @@ class PrepareSummary:
     store_hash: str
     megabytes: float
     quarantined: int = 0
+    failed: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """3 where a session failed; a scan that was left out of one that is there is no failure."""
+        return 3 if self.failed else 0
 
     def __str__(self) -> str:
         left = f", {self.left_out} scans left out (reasons in {self.out / 'scans.parquet'})" if self.left_out else ""
-        bad = f", {self.quarantined} sessions quarantined" if self.quarantined else ""
+        bad = f", {self.failed} sessions failed" if self.failed else ""
+        bad += f" ({self.quarantined} quarantined)" if self.quarantined else ""
         return f"{self.sessions} sessions, {self.scans} scans, {self.megabytes:.0f} MB{left}{bad}: {self.out} [{self.store_hash[:12]}]"
 
 
@@ -75,7 +84,7 @@ def prepare(
         dry_run: only estimate time and disk, from the headers and a few sessions that are timed.
 
     Returns:
-        The counts and the store's hash.
+        The counts and the store's hash; the exit code is 3 where a session could not be prepared.
 
     Raises:
         InputError: the index holds no usable scan.
@@ -86,7 +95,8 @@ def prepare(
     from ..core.config import parse
     from ..core.conforming import ConformSpec
     from ..core.errors import ConfigError
-    from ..data.building import Where, build, estimate
+    from ..data.building import Where, build
+    from ..data.foretelling import estimate
     from ..data.preparing import PrepareConfig, need_n4
 
     try:
@@ -101,14 +111,22 @@ def prepare(
         need_n4()
     where = Where(workers, memory, timeout if timeout > 0 else None, scheduler, slurm)
     if dry_run:
-        told = estimate(index, spec, config, where)
+        told = estimate(index, spec, config, where, out)
         logger.info(
             "dry run: %d sessions, %d scans: about %.0f CPU-seconds (%.0f s with the workers asked for) and %.0f MB; the largest session "
             "needs about %.0f MB of memory. Timed %d sessions.",
             told.sessions, told.scans, told.cpu_seconds, told.wall_seconds, told.megabytes, told.memory_mb, told.timed,
         )  # fmt: skip
+        free = shutil.disk_usage(next(place for place in (out, *out.absolute().parents) if place.exists())).free / 1e6
+        if told.megabytes > free:
+            logger.warning(
+                "the store needs about %.0f MB, and %.0f MB are free where it is to lie: choose another --out",
+                told.megabytes,
+                free,
+            )
         return PrepareSummary(out, told.sessions, told.scans, 0, "", told.megabytes)
     with Progress(transient=True) as bars:
         bar = bars.add_task("preparing sessions", total=None)
         built = build(index, out, spec, config, where, progress=lambda done, total: bars.update(bar, completed=done, total=total))
-    return PrepareSummary(out, built.sessions, built.scans, built.left_out, built.store_hash, built.megabytes, built.quarantined)
+    counts = (built.sessions, built.scans, built.left_out, built.store_hash, built.megabytes, built.quarantined, built.failed)
+    return PrepareSummary(out, *counts)

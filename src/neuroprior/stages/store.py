@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from ..data.store import Store
+    from ..data.store import SessionView, Store
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +84,12 @@ def store(
         return StoreSummary((*lines, f"{len(found)} damaged" if found else "every array is the one that was written"), found)
     from ..data.building import Where, repair
 
-    built = repair(path, found, Where(workers), progress=lambda done, total: None)
-    left = damages(path)
+    with Progress(transient=True) as bars:
+        bar = bars.add_task("making sessions again", total=None)
+        done = repair(path, found, Where(workers), progress=lambda done, total: bars.update(bar, completed=done, total=total))
+    left = dict(done.left)
     told = f"{len(found)} repaired" if not left else f"{len(left)} of {len(found)} could not be repaired"
-    lines.append(f"{told}: {built.sessions} sessions, {built.scans} scans [{built.store_hash[:12]}]")
+    lines.append(f"{told}: {done.sessions} sessions, {done.scans} scans [{done.store_hash[:12]}]")
     return StoreSummary((*lines, *(f"{name}: {what}" for name, many in left.items() for what in many)), left)
 
 
@@ -132,10 +136,32 @@ def _stats(opened: Store) -> list[str]:
         "splits: " + _counted(Counter(session.split or "none" for session in sessions)),
         "labels: " + (_counted(Counter(name for session in sessions for name in session.labels)) or "none"),
         f"left out: {len(left)} scans" + (": " + _counted(Counter(left["reason"]), 5) if len(left) else ""),
+        *_noted(sessions),
         "some cases: " + ", ".join(session.key for session in sessions[:3]),
         f"hash: {facts['store_hash']}",
     ]
     return lines
+
+
+def _noted(sessions: Iterable[SessionView]) -> list[str]:
+    """What preparing told, the same sentences with other numbers together: how many sessions, and one of them."""
+    import re
+    from collections import Counter
+
+    from ..data.sessions import read
+
+    counts: Counter[str] = Counter()
+    shown: dict[str, str] = {}
+    for session in sessions:
+        kinds = set()
+        for note in json.loads(read(session.file)[0])["notes"]:
+            kind = re.sub(r"(\d+ \(N\), )*\d+ \(N\)", "N (N)", re.sub(r"\d+\.\d+", "N", note))
+            kind = re.sub(r"\d+", "N", kind)
+            kinds.add(kind)
+            shown.setdefault(kind, f"{session.key}: {note}")
+        counts.update(kinds)
+    lines = [f"  {number} sessions, such as {shown[kind]}" for kind, number in counts.most_common()]
+    return [f"notes of preparing: {counts.total()}" + (" in these kinds" if lines else ""), *lines]
 
 
 def _counted(counts: dict[str, int], most: int = 12) -> str:
