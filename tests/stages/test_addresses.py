@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pytest
 
+from neuroprior.core.errors import InputError
+from neuroprior.data import preparing
 from neuroprior.data.index import read_index, read_table
 from neuroprior.data.mirror import MANIFEST
+from neuroprior.data.remote import fetch
 from neuroprior.stages.index import index
+from neuroprior.stages.prepare import prepare
+from neuroprior.stages.store import store
 
 MINE = {"path", "brain_mask", "labels", "mtime_ns", "fingerprint", "source"}
 
@@ -74,3 +81,82 @@ def test_a_manifest_is_not_data(raw: Path, tmp_path: Path) -> None:
     index([f"file://{raw}"], tmp_path / "b.parquet", workers=1)
     assert len(list((tmp_path / "b.mirror").rglob(MANIFEST))) == 1
     assert not any(MANIFEST in row.path for row in read_index(tmp_path / "b.parquet"))
+
+
+# ----------------------------------------------------------------------------------------------------------------- the store
+
+
+@pytest.fixture
+def river(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """An index of an address, and the address of a store to come."""
+    monkeypatch.setenv("NEUROPRIOR_CACHE", str(tmp_path / "cache"))
+    index([f"file://{raw}"], tmp_path / "b.parquet", workers=1)
+    return tmp_path / "b.parquet", f"file://{tmp_path}/there/store"
+
+
+def test_a_store_made_at_an_address_is_that_of_a_folder(
+    river: tuple[Path, str], raw: Path, tmp_path: Path, store_path: Path
+) -> None:
+    table, url = river
+    index([raw], tmp_path / "a.parquet", workers=1)
+    here = prepare(tmp_path / "a.parquet", tmp_path / "store", spacing="4", workers=1)
+    there = prepare(table, url, spacing="4", workers=2)
+    assert there.store_hash == here.store_hash
+    assert there.exit_code == 0
+    assert fetch(url, tmp_path / "fetched").store_hash == here.store_hash
+    assert not list((tmp_path / "cache").rglob("neuroprior-*"))
+
+
+def test_another_machine_goes_on_from_what_was_sent(
+    river: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, url = river
+    first = prepare(table, url, spacing="4", workers=1)
+    there = tmp_path / "there/store"
+    shutil.rmtree(tmp_path / "cache")
+    files = sorted(there.rglob("*.nps"))
+    for file in files[:2]:
+        file.unlink()
+    (there / "complete.json").unlink()
+    made: list[str] = []
+    work = preparing._prepare
+    monkeypatch.setattr(preparing, "_prepare", lambda file, key, *rest: (made.append(key), work(file, key, *rest))[1])
+    again = prepare(table, url, spacing="4", workers=1)
+    assert len(made) == 2
+    assert again.store_hash == first.store_hash
+    assert sorted(there.rglob("*.nps")) == files
+
+
+def test_a_scan_that_is_gone_from_the_address_is_tried_again(river: tuple[Path, str], raw: Path, tmp_path: Path) -> None:
+    table, url = river
+    image = sorted(raw.rglob("*FLAIR.nii.gz"))[0]
+    content = image.read_bytes()
+    image.unlink()
+    poor = prepare(table, url, spacing="4", workers=1)
+    assert poor.left_out == 1
+    image.write_bytes(content)
+    whole = prepare(table, url, spacing="4", workers=1)
+    assert whole.left_out == 0
+    assert whole.store_hash != poor.store_hash
+    assert fetch(url, tmp_path / "fetched").store_hash == whole.store_hash
+    assert not list((tmp_path / "there/store").rglob("*.again"))
+
+
+def test_a_model_learns_from_an_address(
+    river: tuple[Path, str], tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    table, url = river
+    prepare(table, url, spacing="4", workers=1)
+    done = run_cli(
+        "pretrain", url, "--recipe", "tiny", "--out", str(tmp_path / "run"), "--set", "training.steps=2", "--set", "data.patch=16",
+        "--set", "training.workers=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/model/model.json").is_file()
+    told = store("stats", url)
+    assert f"{len(facts(table))} scans" in str(told)
+    picture = store("view", url, picture=tmp_path / "x.png").out
+    assert picture is not None
+    assert picture.stat().st_size > 1000
+    with pytest.raises(InputError, match="not an address"):
+        store("verify", url)

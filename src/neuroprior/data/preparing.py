@@ -25,7 +25,7 @@ from ..core.relations import overlap
 from ..core.resampling import resample_label_shares
 from ..core.session import MIN_OVERLAP, PREFERENCE, SessionFrame, covers, frame_of
 from ..core.volume import Volume
-from . import sessions
+from . import mirror, sessions
 from .sessions import AGAIN, session_file
 from .store import pack_label
 
@@ -163,7 +163,8 @@ def prepare_session(out: Path, key: str, scans: list[Scan], spec: ConformSpec, c
     if not again.exists() and _there(file, source):
         return None
     try:
-        retry = _prepare(file, key, scans, (spec, config, source))
+        with mirror.brought(scans) as here:
+            retry = _prepare(file, key, here, (spec, config, source))
     except (ArtifactError, MissingDependency):
         raise
     except NeuropriorError as error:

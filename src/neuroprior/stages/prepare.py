@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.places import Place, is_address, kept_for
+
 logger = logging.getLogger(__name__)
 
 
@@ -15,7 +17,7 @@ class PrepareSummary:
     """How a store came out.
 
     Attributes:
-        out: the store.
+        out: the store: its folder, or its address.
         sessions, scans: in the store.
         left_out: scans of the index that are not in the store; each is a row of ``scans.parquet`` with its reason.
         store_hash: of everything a model can see.
@@ -24,7 +26,7 @@ class PrepareSummary:
         failed: sessions of which nothing could be prepared now, the quarantined ones among them.
     """
 
-    out: Path
+    out: Place
     sessions: int
     scans: int
     left_out: int
@@ -39,7 +41,7 @@ class PrepareSummary:
         return 3 if self.failed else 0
 
     def __str__(self) -> str:
-        left = f", {self.left_out} scans left out (reasons in {self.out / 'scans.parquet'})" if self.left_out else ""
+        left = f", {self.left_out} scans left out (reasons in {self.out}/scans.parquet)" if self.left_out else ""
         bad = f", {self.failed} sessions failed" if self.failed else ""
         bad += f" ({self.quarantined} quarantined)" if self.quarantined else ""
         return f"{self.sessions} sessions, {self.scans} scans, {self.megabytes:.0f} MB{left}{bad}: {self.out} [{self.store_hash[:12]}]"
@@ -47,7 +49,7 @@ class PrepareSummary:
 
 def prepare(
     index: Path,
-    out: Path,
+    out: Place,
     spacing: str = "1.0",
     crop: str = "head",
     normalise: str = "zscore",
@@ -67,7 +69,8 @@ def prepare(
 
     Args:
         index: made by neuroprior index.
-        out: the store's folder; an interrupted run there is resumed, and several runs may fill one store together.
+        out: the store's folder, or an address such as s3://bucket/store, where each session is sent when it is made; an interrupted run there is
+            resumed, and several runs may fill one store together.
         spacing: isotropic spacing in mm, or "native", which keeps tiny structures.
         crop: head, nonzero or none.
         normalise: zscore, clamp_zscore_01 or none.
@@ -98,6 +101,7 @@ def prepare(
     from ..data.building import Where, build
     from ..data.foretelling import estimate
     from ..data.preparing import PrepareConfig, need_n4
+    from ..data.remote import Outbox
 
     try:
         spacing_mm: float | str = spacing if spacing == "native" else float(spacing)
@@ -109,15 +113,16 @@ def prepare(
     config = parse(PrepareConfig, {"dtype": dtype, "mask": mask, "bias": bias, "align": align})
     if config.bias == "n4":
         need_n4()
+    folder = kept_for(str(out)) / "made" if is_address(out) else Path(out)
     where = Where(workers, memory, timeout if timeout > 0 else None, scheduler, slurm)
     if dry_run:
-        told = estimate(index, spec, config, where, out)
+        told = estimate(index, spec, config, where, folder)
         logger.info(
             "dry run: %d sessions, %d scans: about %.0f CPU-seconds (%.0f s with the workers asked for) and %.0f MB; the largest session "
             "needs about %.0f MB of memory. Timed %d sessions.",
             told.sessions, told.scans, told.cpu_seconds, told.wall_seconds, told.megabytes, told.memory_mb, told.timed,
         )  # fmt: skip
-        free = shutil.disk_usage(next(place for place in (out, *out.absolute().parents) if place.exists())).free / 1e6
+        free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free / 1e6
         if told.megabytes > free:
             logger.warning(
                 "the store needs about %.0f MB, and %.0f MB are free where it is to lie: choose another --out",
@@ -127,6 +132,16 @@ def prepare(
         return PrepareSummary(out, told.sessions, told.scans, 0, "", told.megabytes)
     with Progress(transient=True) as bars:
         bar = bars.add_task("preparing sessions", total=None)
-        built = build(index, out, spec, config, where, progress=lambda done, total: bars.update(bar, completed=done, total=total))
+
+        def told_of(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        if folder == out:
+            built = build(index, folder, spec, config, where, progress=told_of)
+        else:
+            logger.info("%s is made in %s and sent from there", out, folder)
+            with Outbox(folder, str(out)) as outbox:
+                built = build(index, folder, spec, config, where, progress=told_of)
+                outbox.finish()
     counts = (built.sessions, built.scans, built.left_out, built.store_hash, built.megabytes, built.quarantined, built.failed)
     return PrepareSummary(out, *counts)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..core.places import Place, folder_at, is_address, on_disk
+
 if TYPE_CHECKING:
     from ..data.store import SessionView, Store
 
@@ -40,21 +42,23 @@ class StoreSummary:
 
 def store(
     action: Literal["verify", "repair", "stats", "view", "publish", "fetch"],
-    path: Path,
+    path: Place,
     case: str | None = None,
     picture: Path | None = None,
     workers: int | None = None,
     url: str | None = None,
+    again: bool = False,
 ) -> StoreSummary:
     """Verify a store against its checksums, repair what is damaged, count what is in it, draw a case, or copy it to or from an object store.
 
     Args:
         action: verify, repair, stats, view, publish or fetch.
-        path: the store; of fetch: the folder that it comes to.
+        path: the store; of fetch: the folder that it comes to; of stats and view it may be an address.
         case: of view: a session's key (stats lists some); the first by default.
-        picture: of view: the PNG to write; by default NAME.png beside the store.
+        picture: of view: the PNG to write; by default NAME.png beside the store, or here where that lies at an address.
         workers: of repair: processes.
         url: of publish and fetch: an address such as s3://bucket/folder.
+        again: of publish: send the sessions too that are there already in the right size, since one of them may be damaged.
 
     Returns:
         What was found; the exit code is 3 where something is wrong.
@@ -69,11 +73,12 @@ def store(
     if action == "stats":
         from ..data.store import Store
 
-        return StoreSummary(tuple(_stats(Store.open(path))))
+        return StoreSummary(tuple(_stats(Store.open(path), path)))
     if action == "view":
         return _view(path, case, picture)
+    path = on_disk(path, "the store", "fetch it first: neuroprior store fetch FOLDER --url ...")
     if action in ("publish", "fetch"):
-        return _copy(action, path, url)
+        return _copy(action, path, url, again)
     from rich.progress import Progress
 
     with Progress(transient=True) as bars:
@@ -93,7 +98,7 @@ def store(
     return StoreSummary((*lines, *(f"{name}: {what}" for name, many in left.items() for what in many)), left)
 
 
-def _copy(action: Literal["publish", "fetch"], path: Path, url: str | None) -> StoreSummary:
+def _copy(action: Literal["publish", "fetch"], path: Path, url: str | None, again: bool) -> StoreSummary:
     from rich.progress import Progress
 
     from ..core.errors import InputError
@@ -109,13 +114,16 @@ def _copy(action: Literal["publish", "fetch"], path: Path, url: str | None) -> S
         def progress(done: int, total: int) -> None:
             bars.update(bar, completed=done, total=total)
 
-        sent = remote.publish(path, url, progress=progress) if action == "publish" else remote.fetch(url, path, progress=progress)
+        if action == "publish":
+            sent = remote.publish(path, url, again=again, progress=progress)
+        else:
+            sent = remote.fetch(url, path, progress=progress)
     there = f"published at {url}" if action == "publish" else f"fetched to {path}"
     told = f"{sent.copied} of {sent.sessions} sessions copied, {sent.megabytes:.0f} MB; {there} [{sent.store_hash[:12]}]"
     return StoreSummary((told,), out=None if action == "publish" else path)
 
 
-def _stats(opened: Store) -> list[str]:
+def _stats(opened: Store, place: Place) -> list[str]:
     from collections import Counter
 
     from ..core import artifacts
@@ -125,7 +133,8 @@ def _stats(opened: Store) -> list[str]:
     contrasts = Counter(name for session in sessions for name in session.scans)
     table = opened.table
     left = table[table["name"].isna()]
-    size = sum(session.file.stat().st_size for session in sessions)
+    elsewhere = is_address(place)
+    size = sum(folder_at(str(place)).sizes("sessions").values() if elsewhere else (one.file.stat().st_size for one in sessions))
     lines = [
         f"{len({s.subject for s in sessions})} subjects, {len(sessions)} sessions, {facts['scans']} scans, {size / 1e6:.0f} MB, "
         f"{size / 1e6 / max(1, facts['scans']):.2f} MB a scan",
@@ -136,7 +145,7 @@ def _stats(opened: Store) -> list[str]:
         "splits: " + _counted(Counter(session.split or "none" for session in sessions)),
         "labels: " + (_counted(Counter(name for session in sessions for name in session.labels)) or "none"),
         f"left out: {len(left)} scans" + (": " + _counted(Counter(left["reason"]), 5) if len(left) else ""),
-        *_noted(sessions),
+        *(["notes of preparing: in the session files; fetch the store to see them"] if elsewhere else _noted(sessions)),
         "some cases: " + ", ".join(session.key for session in sessions[:3]),
         f"hash: {facts['store_hash']}",
     ]
@@ -170,7 +179,7 @@ def _counted(counts: dict[str, int], most: int = 12) -> str:
     return ", ".join(f"{name} {count}" for name, count in shown[:most]) + more
 
 
-def _view(path: Path, case: str | None, picture: Path | None) -> StoreSummary:
+def _view(path: Place, case: str | None, picture: Path | None) -> StoreSummary:
     from ..core.errors import InputError
     from ..core.volume import spacing_mm
     from ..data.store import Store
@@ -182,10 +191,11 @@ def _view(path: Path, case: str | None, picture: Path | None) -> StoreSummary:
     matches = [session.key for session in opened.sessions if session.key == case or session.key.endswith("/" + case)]
     if len(matches) != 1:
         some = ", ".join(session.key for session in opened.sessions[:3])
-        raise InputError(f"the store has {len(matches) or 'no'} session {case!r}", file=path, expected=f"one of {some} ...")
+        raise InputError(f"the store has {len(matches) or 'no'} session {case!r}", file=str(path), expected=f"one of {some} ...")
     session = opened[matches[0]]
     rows = {name: opened.read(session.key, name) for name in session.scans}
     labels = {name: opened.read_label(session.key, name) for name in session.labels}
-    out = picture or path.parent / f"{session.key.replace('/', '_')}.png"
+    beside = Path() if is_address(path) else Path(path).parent
+    out = picture or beside / f"{session.key.replace('/', '_')}.png"
     mosaics.draw(rows, labels, spacing_mm(session.affine), out, title=session.key)
     return StoreSummary((f"{session.key}: {', '.join(rows)} drawn in {out}",), out=out)
