@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -184,36 +183,6 @@ def test_a_running_dask_cluster_is_used_by_its_address(tmp_path: Path) -> None:
         assert workers == 2
         found = outcomes(pool, [f"ok:{n}" for n in range(5)], tmp_path, jobs.Budget(workers))
         assert {outcome.value for outcome in found.values()} == {f"OK:{n}" for n in range(5)}
-
-
-SBATCH = """#!{python}
-import pathlib, subprocess, sys
-script = sys.argv[-1]
-folder = pathlib.Path("{folder}")
-number = len(list(folder.glob("script-*"))) + 1
-(folder / f"script-{{number}}").write_text(open(script).read())
-subprocess.Popen(["bash", str(folder / f"script-{{number}}")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-print(f"Submitted batch job {{number}}")
-"""
-
-
-@pytest.fixture
-def stub_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """A stub ``sbatch`` that keeps the script and runs it, so that real workers come; gives settings with a lifetime of workers."""
-    for name, text in (("sbatch", SBATCH.format(python=sys.executable, folder=tmp_path)), ("scancel", "#!/bin/sh\nexit 0\n")):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def settings(lifetime: str) -> Path:
-        (tmp_path / "slurm.yml").write_text(
-            "jobs: 1\nqueue: long\naccount: brains\ncores: 1\nmemory: 2 GB\nwalltime: '00:20:00'\njob_extra_directives: ['--gres=none']\n"
-            f"log_directory: {tmp_path}\nlocal_directory: {tmp_path}\nworker_extra_args: ['--no-dashboard', '--lifetime', '{lifetime}']\n"
-            f"scheduler_options: {{dashboard_address: null}}\ninterface: lo\njob_script_prologue: ['export PYTHONPATH={os.pathsep.join(sys.path[1:])}:{Path(__file__).parent}']\n"
-        )
-        return tmp_path / "slurm.yml"
-
-    return settings
 
 
 def test_slurm_submits_the_script_that_the_settings_say(tmp_path: Path, stub_slurm: Callable[[str], Path]) -> None:
