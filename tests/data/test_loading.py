@@ -34,7 +34,9 @@ class Trouble(Dataset[Any]):
             if self.kind == "memory":
                 raise MemoryError
             if self.kind == "torch":
-                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 10 bytes")
+                raise RuntimeError(
+                    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 10 bytes"
+                )
             if self.kind == "input":
                 raise InputError("the scan is torn", file="d/sub-01", expected="a whole one", next_step="mend it")
             if self.kind == "damaged":
@@ -99,7 +101,9 @@ def test_an_error_comes_with_its_case_and_trace(kind: str, error: type, told: st
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_samples_that_make_no_batch_are_told(workers: int) -> None:
-    with pytest.raises(InputError, match=r"(?s)sample 0 \(d/sub-00/ses-1 T1w\) and 2 more do not make a batch.*two sizes.*uneven"):
+    with pytest.raises(
+        InputError, match=r"(?s)sample 0 \(d/sub-00/ses-1 T1w\) and 2 more do not make a batch.*two sizes.*uneven"
+    ):
         list(loader("none", workers, collate=uneven, batch=3))
 
 

@@ -45,9 +45,7 @@ def test_a_session_takes_no_more_than_foreseen(tmp_path: Path, spacing: str) -> 
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     nifti.write(tmp_path / "a.nii.gz", Volume((intensity * (away < n * 0.49)).astype(np.int16), affine))
     nifti.write(tmp_path / "l.nii.gz", Volume(((away < n * 0.45) * (1 + away // 4 % 30)).astype(np.int16), affine))
-    done = subprocess.run(
-        [sys.executable, "-c", TAKEN, str(tmp_path), spacing], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", TAKEN, str(tmp_path), spacing], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     before, most, foreseen, worker = json.loads(done.stdout.splitlines()[-1])
     assert most - before > 50, "nothing was measured"

@@ -343,7 +343,9 @@ def test_a_box_of_another_grid_is_read_as_a_box(shelf: Shelf, how: str) -> None:
         label = data._label(second, first, start, transform)
         corner = data._corner(first, start)
         whole = [
-            alignment.resampled(shelf.arrays[second[0].key, name], second[0].affine, (8, 8, 8), corner, order=order, rigid=transform)
+            alignment.resampled(
+                shelf.arrays[second[0].key, name], second[0].affine, (8, 8, 8), corner, order=order, rigid=transform
+            )
             for name, order in (("T1w", 1), ("dseg", 0))
         ]
         assert image.dtype == np.float32 and scale == 1.0 and image.shape == label.shape == (8, 8, 8)

@@ -41,7 +41,9 @@ def workers() -> list[int]:
 def many(index_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The ten heads under four names each, and the hash of their store."""
     folder = tmp_path_factory.mktemp("many")
-    scans = [replace(scan, scan=f"{n}/{scan.scan}", subject=f"{scan.subject}x{n}") for scan in read_index(index_file) for n in range(4)]
+    scans = [
+        replace(scan, scan=f"{n}/{scan.scan}", subject=f"{scan.subject}x{n}") for scan in read_index(index_file) for n in range(4)
+    ]
     write_index(scans, folder / "index.parquet")
     prepare(folder / "index.parquet", folder / "store", spacing="4", workers=1, timeout=0)
     return folder / "index.parquet", hash_of(folder / "store")

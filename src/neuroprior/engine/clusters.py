@@ -126,7 +126,9 @@ class OnDask:
 
     def _usable(self) -> list[str]:
         self.stuck &= set(self.workers)
-        return [w for w, told in self.workers.items() if told.get("status", "running") != "closing_gracefully" and w not in self.stuck]
+        return [
+            w for w, told in self.workers.items() if told.get("status", "running") != "closing_gracefully" and w not in self.stuck
+        ]
 
     def room(self, budget: Budget) -> Budget:
         """As many jobs as there are workers, within the workers' own limits of memory where nothing else was said."""

@@ -326,7 +326,9 @@ def _wait_for(process: Any) -> None:
     """Wait for a killed process to end; one that waits for a disk that does not answer ends only when it does, so it is left behind."""
     process.join(DIES_WITHIN_S)
     if process.is_alive():
-        logger.warning("process %d was killed and does not end: it waits for a disk that does not answer; it is left behind", process.pid)
+        logger.warning(
+            "process %d was killed and does not end: it waits for a disk that does not answer; it is left behind", process.pid
+        )
         multiprocessing.process._children.discard(process)  # pyright: ignore[reportAttributeAccessIssue]  # else exit would wait for it
 
 
