@@ -44,7 +44,7 @@ class Trouble(Dataset[Any]):
             if self.kind == "disk":
                 raise OSError(5, "Input/output error", "store/x.nps")
             if self.kind == "bug":
-                1 / 0  # noqa: B018
+                return sample // 0
         return sample
 
 

@@ -45,7 +45,7 @@ def test_no_volume_is_read_whole_for_a_box(
 
     monkeypatch.setattr(sessions, "read_array", noted)
     plan: Any = SimpleNamespace(patch=patch, contrasts=["FLAIR", "T1w", "T2w"])
-    got = list(_running._encoded(Plain(), store, plan, cases, TrainingConfig(steps=1, accelerator="cpu")))
+    got: Any = list(_running._encoded(Plain(), store, plan, cases, TrainingConfig(steps=1, accelerator="cpu")))
     assert [case for case, _, _ in got] == cases
     assert all(np.array_equal(images[:, 0].numpy(), want) for (_, images, _), want in zip(got, expected, strict=True))
     assert len(boxes) == sum(len(case.contrasts) for case in cases)

@@ -145,6 +145,7 @@ class OnDask:
 
     def _place(self, given: _Given) -> None:
         """Give a job to a free worker, the smallest that has the memory, else the largest; without one it waits."""
+        self._ask(now=True)  # a job that is given to a worker that has just died would be blamed for it
         busy = {other.worker for other in self.given.values()}
         free = [w for w in self._usable() if w not in busy and self.workers[w].get("status", "running") == "running"]
         if not free:
@@ -169,7 +170,6 @@ class OnDask:
     # -- the pool
 
     def submit(self, job: Job) -> None:
-        self._ask()
         self.given[job.name] = _Given(job)
         self._place(self.given[job.name])
 
