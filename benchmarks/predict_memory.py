@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuroprior.core import memory
+from neuroprior.core import peak_memory
 from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.volume import Volume
 from neuroprior.heads import segmentation
@@ -69,18 +69,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = tiny(Path(folder) / "model", given.classes, given.window, features, spacing if given.native else 2 * spacing)
         volume = scan(given.size, spacing)
-        resettable = memory.reset_peak()
-        before = memory.peak_mb()
+        resettable = peak_memory.reset_peak()
+        before = peak_memory.peak_mb()
         print(f"before, with the scan in memory: {before} MiB (peak can be reset: {resettable})", flush=True)
         start = time.perf_counter()
         prepared = predictor.prepare(model, {"T1w": volume})
         print(
-            f"conformed to {tuple(prepared.images.shape[1:])}: peak {memory.peak_mb()} MiB, {time.perf_counter() - start:.0f} s"
+            f"conformed to {tuple(prepared.images.shape[1:])}: peak {peak_memory.peak_mb()} MiB, {time.perf_counter() - start:.0f} s"
         )
         output, _ = predictor.compute(model, prepared, PredictConfig(overlap=given.overlap, window_batch=1))
         assert output.mask is not None
         answer = output.mask.nbytes >> 20
-        peak = memory.peak_mb()
+        peak = peak_memory.peak_mb()
         print(
             f"answer {output.mask.shape} {output.mask.dtype}, {len(np.unique(output.mask[::8, ::8, ::8]))} labels seen: {answer} MiB"
         )

@@ -95,3 +95,35 @@ def pretrained(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         contrasts=["T1w", "T2w", "FLAIR"], kind="pretrained", method={"patch": 16}, data=store.data_summary(),
     )  # fmt: skip
     return folder
+
+
+SBATCH = """#!{python}
+import pathlib, subprocess, sys
+script = sys.argv[-1]
+folder = pathlib.Path("{folder}")
+number = len(list(folder.glob("script-*"))) + 1
+(folder / f"script-{{number}}").write_text(open(script).read())
+subprocess.Popen(["bash", str(folder / f"script-{{number}}")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+print(f"Submitted batch job {{number}}")
+"""
+
+
+@pytest.fixture
+def stub_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A stub ``sbatch`` that keeps the script and runs it, so that real workers come; gives settings with a lifetime of workers."""
+    for name, text in (("sbatch", SBATCH.format(python=sys.executable, folder=tmp_path)), ("scancel", "#!/bin/sh\nexit 0\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    path = os.pathsep.join([str(ROOT / "src"), *sys.path[1:]])
+
+    def settings(lifetime: str) -> Path:
+        (tmp_path / "slurm.yml").write_text(
+            "jobs: 1\nqueue: long\naccount: brains\ncores: 1\nmemory: 2 GB\nwalltime: '00:20:00'\njob_extra_directives: ['--gres=none']\n"
+            f"log_directory: {tmp_path}\nlocal_directory: {tmp_path}\nworker_extra_args: ['--no-dashboard', '--lifetime', '{lifetime}']\n"
+            f"scheduler_options: {{dashboard_address: null}}\ninterface: lo\njob_script_prologue: ['export PYTHONPATH={path}']\n"
+        )
+        return tmp_path / "slurm.yml"
+
+    return settings

@@ -27,7 +27,7 @@ from scipy import ndimage
 from neuroprior.core import nifti
 from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.grids import Grid, canonical_grid, grid_of
-from neuroprior.core.memory import peak_mb
+from neuroprior.core.peak_memory import peak_mb
 from neuroprior.core.resampling import resample
 from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions

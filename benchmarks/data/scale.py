@@ -31,7 +31,7 @@ import numpy as np
 
 from neuroprior.core import artifacts, nifti
 from neuroprior.core.conforming import ConformSpec
-from neuroprior.core.memory import peak_mb
+from neuroprior.core.peak_memory import peak_mb
 from neuroprior.core.records import Scan
 from neuroprior.core.volume import Volume
 from neuroprior.data import building, sessions

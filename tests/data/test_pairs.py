@@ -298,3 +298,68 @@ def test_a_box_larger_than_the_head_holds_all_of_it(ramps: Shelf) -> None:
             found = data[n]
             session = next(s for s in ramps.sessions if s.subject == found["subject"])
             assert (found["image_a"] != 0).sum() == np.prod(session.shape)
+
+
+class Boxed:
+    """A store in memory that notes which boxes are read."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf, self.boxes = shelf, []
+        self.path, self.sessions, self.coded = shelf.path, shelf.sessions, shelf.coded
+
+    def read(self, key: str, name: str, box: Any = None) -> np.ndarray:
+        self.boxes.append(self.shelf.arrays[key, name].shape if box is None else tuple(part.stop - part.start for part in box))
+        return self.shelf.read(key, name, box)
+
+    read_label = read
+
+    def read_stored(self, key: str, name: str, box: Any = None) -> tuple[np.ndarray, float]:
+        return self.read(key, name, box), 1.0
+
+
+def turned(degrees: float, about: Any = (12.0, 14.0, 12.0)) -> np.ndarray:
+    """(4, 4) rotation about the third axis through a point, and a little slip."""
+    a = np.deg2rad(degrees)
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]
+    matrix[:3, 3] = np.asarray(about) - matrix[:3, :3] @ np.asarray(about) + (0.3, -0.2, 0.4)
+    return matrix
+
+
+@pytest.mark.parametrize("how", ["oblique", "rigid"])
+def test_a_box_of_another_grid_is_read_as_a_box(shelf: Shelf, how: str) -> None:
+    """The same voxels as by way of the whole volume, of boxes no larger than the turned box and a voxel around it."""
+    first, second = (shelf.sessions[0], "T1w"), (shelf.sessions[1], "T1w")
+    transform = turned(8) if how == "rigid" else None
+    if how == "oblique":
+        second = (replace(second[0], affine=turned(8) @ second[0].affine), "T1w")
+    shelf.arrays[second[0].key, "dseg"] = (shelf.arrays[second[0].key, "T1w"] > 1.5).astype(np.int16)
+    second = (replace(second[0], labels={"dseg": {}}), "T1w")
+    store = Boxed(shelf)
+    data = dataset(store, kinds={"time": 1}, patch=8, label="dseg")
+    for start in ([8, 10, 8], [0, 0, 0], [17, 22, 17], [-5, 9, 8], [60, 60, 60]):
+        store.boxes.clear()
+        image, scale = data._scan(second, first, start, transform)
+        label = data._label(second, first, start, transform)
+        corner = data._corner(first, start)
+        whole = [
+            alignment.resampled(
+                shelf.arrays[second[0].key, name], second[0].affine, (8, 8, 8), corner, order=order, rigid=transform
+            )
+            for name, order in (("T1w", 1), ("dseg", 0))
+        ]
+        assert image.dtype == np.float32 and scale == 1.0 and image.shape == label.shape == (8, 8, 8)
+        assert np.allclose(image, whole[0], atol=1e-5)
+        assert np.array_equal(label, whole[1])
+        assert len(store.boxes) == (0 if start[0] == 60 else 2)
+        assert all(max(box) <= 8 + 2 + 3 for box in store.boxes), store.boxes
+        if start == [8, 10, 8]:
+            assert image.any() and label.any()
+
+
+def test_a_sample_is_named_by_its_scans(shelf: Shelf) -> None:
+    data = dataset(shelf, kinds={"session": 1, "time": 1})
+    for n in range(60):
+        found, told = data[n], data.name(n)
+        assert told.startswith(f"{found['subject']}/") and f" {found['contrast_a']}" in told
+        assert told.endswith(found["contrast_b"]) and (" beside " in told) == found["paired"], told

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuroprior.core import memory
+from neuroprior.core import peak_memory
 from neuroprior.core.conforming import ConformSpec, to_native
 from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.core.session import conform_session
@@ -382,12 +382,12 @@ def test_unknown_presets_and_settings_are_told() -> None:
 
 
 def test_the_peak_is_of_this_work_alone() -> None:
-    if not memory.reset_peak():
+    if not peak_memory.reset_peak():
         pytest.skip("this system cannot reset a process' peak memory")
-    before = memory.peak_mb()
+    before = peak_memory.peak_mb()
     block = mmap.mmap(-1, 64 << 20)  # fresh pages, whatever the allocator keeps from other work
     block.write(bytes(64 << 20))
-    assert memory.peak_mb() >= before + 60
+    assert peak_memory.peak_mb() >= before + 60
     block.close()
-    memory.reset_peak()
-    assert memory.peak_mb() < before + 30
+    peak_memory.reset_peak()
+    assert peak_memory.peak_mb() < before + 30

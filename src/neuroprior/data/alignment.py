@@ -119,6 +119,42 @@ def resampled(
     return affine_transform(image, matrix[:3, :3], matrix[:3, 3], output_shape=tuple(shape), order=order, mode="constant", cval=0)
 
 
+def needed(
+    affine: np.ndarray,
+    shape: tuple[int, ...],
+    wanted: tuple[int, ...],
+    target: np.ndarray,
+    *,
+    rigid: np.ndarray | None = None,
+) -> tuple[slice, slice, slice] | None:
+    """The box of an image that :func:`resampled` looks at: what the corners of the wanted grid span, and a voxel around it.
+
+    Args:
+        affine, shape: of the image.
+        wanted, target: of the wanted grid, voxels and (4, 4) affine.
+        rigid: as there.
+
+    Returns:
+        The box, or None where the wanted grid lies outside the image.
+    """
+    matrix = np.linalg.inv(affine) @ (np.eye(4) if rigid is None else rigid) @ target
+    corners = np.stack(np.meshgrid(*((0, length - 1) for length in wanted), indexing="ij"), -1).reshape(-1, 3)
+    places = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    low = np.maximum(np.floor(places.min(0)).astype(int) - 1, 0)
+    high = np.minimum(np.ceil(places.max(0)).astype(int) + 2, shape)
+    if (low >= high).any():
+        return None
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return x, y, z
+
+
+def boxed(affine: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
+    """The (4, 4) affine of a box of an image."""
+    moved = affine.copy()
+    moved[:3, 3] = (affine @ np.array([*(part.start for part in box), 1.0]))[:3]
+    return moved
+
+
 def rigid(a: np.ndarray, affine_a: np.ndarray, b: np.ndarray, affine_b: np.ndarray) -> np.ndarray:
     """The (4, 4) rigid transform from mm of ``a``'s space to mm of ``b``'s space that aligns them (mutual information, dipy).
 

@@ -23,7 +23,8 @@ from ..core.conforming import ConformSpec
 from ..core.contrasts import UNKNOWN
 from ..core.errors import ArtifactError, InputError
 from ..core.records import BAD
-from ..engine import jobs
+from ..engine import clusters, jobs
+from ..engine.memory import WORKER_MB, granted_memory_mb
 from . import sessions
 from .preparing import PrepareConfig, lacking, memory_mb, prepare_session, unchanged
 from .rows import INDEX, Rows, there
@@ -43,8 +44,8 @@ class Where:
     """Where sessions are prepared.
 
     Attributes:
-        workers: processes; None for as many as cores are granted, 1 for this process alone.
-        memory_mb: for all together; None for nine tenths of what is free.
+        workers: processes; None for as many as cores are granted, 1 without a time limit for this process alone.
+        memory_mb: for all together; None for nine tenths of what is free, or on a cluster for all that its workers may take.
         timeout_s: for one session; None for none.
         scheduler: address or scheduler file of a running Dask cluster, ``local`` for one started here, or None.
         slurm: YAML file of a cluster that SLURM starts, or None.
@@ -228,7 +229,7 @@ def work(
 
     def one(key: str) -> jobs.Job:
         scans = rows.scans(key)
-        return jobs.Job(key, (out.absolute(), key, scans, spec, config), memory_mb(scans, spec))
+        return jobs.Job(key, (out.absolute(), key, scans, spec, config), memory_mb(scans, spec) + WORKER_MB)
 
     work = (one(key) for key in todo)
     for number, outcome in enumerate(jobs.run(pool, work, budget), start=1):
@@ -248,14 +249,15 @@ def work(
 def _pool(where: Where, n: int) -> tuple[jobs.Pool, jobs.Budget]:
     memory = where.memory_mb
     if where.slurm is not None:
-        pool, workers = jobs.slurm(prepare_session, where.slurm)
+        pool, workers = clusters.slurm(prepare_session, where.slurm)
         return pool, jobs.Budget(workers, memory or float("inf"), where.timeout_s)
     workers = where.workers or len(os.sched_getaffinity(0))
     if where.scheduler is not None:
-        pool, workers = jobs.dask_cluster(prepare_session, where.scheduler, workers)
+        pool, workers = clusters.dask_cluster(prepare_session, where.scheduler, workers)
         return pool, jobs.Budget(workers, memory or float("inf"), where.timeout_s)
-    budget = jobs.Budget(workers, memory or 0.9 * jobs.granted_memory_mb(), where.timeout_s)
-    return (jobs.Here(prepare_session) if where.workers == 1 else jobs.Processes(prepare_session)), budget
+    budget = jobs.Budget(workers, memory or 0.9 * granted_memory_mb(), where.timeout_s)
+    here = where.workers == 1 and where.timeout_s is None  # what hangs in this process cannot be stopped
+    return (jobs.Here(prepare_session) if here else jobs.Processes(prepare_session)), budget
 
 
 def finish(

@@ -252,6 +252,11 @@ class CaseDataset(Dataset[dict[str, Any]]):
         there = [group for group in groups if number in self._groups[group]]
         return number, there[int(draw.integers(len(there)))] if there else None, draw
 
+    def name(self, sample: int) -> str:
+        """The session and contrasts of a sample's case; nothing is read."""
+        case = self.cases[self.pick(sample)[0]]
+        return f"{case.session.key} {', '.join(case.contrasts)}"
+
     def __getitem__(self, sample: int) -> dict[str, Any]:
         """One case: ``images`` (K, x, y, z), ``contrast`` (K,), ``target``, ``name``, ``covariates``."""
         number, group, draw = self.pick(sample)

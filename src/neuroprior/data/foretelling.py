@@ -16,6 +16,7 @@ from ..core.conforming import ConformSpec
 from ..core.errors import InputError
 from ..core.records import Scan
 from ..engine import jobs
+from ..engine.memory import WORKER_MB, granted_memory_mb
 from .building import Where, described, same_settings, to_prepare
 from .preparing import PrepareConfig, conformed_voxels, memory_mb, prepare_session
 from .rows import Rows
@@ -109,11 +110,11 @@ def estimate(index: Path, spec: ConformSpec, config: PrepareConfig, where: Where
     measured: dict[int, tuple[float, int]] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = (
-            jobs.Job(keys[number], (Path(folder), keys[number], scans, spec, config), memory_mb(scans, spec))
+            jobs.Job(keys[number], (Path(folder), keys[number], scans, spec, config), memory_mb(scans, spec) + WORKER_MB)
             for number, scans in ((number, rows.scans(keys[number])) for number in chosen)
         )
         numbers = {keys[number]: number for number in chosen}
-        memory = where.memory_mb or 0.9 * jobs.granted_memory_mb()
+        memory = where.memory_mb or 0.9 * granted_memory_mb()
         budget = jobs.Budget(1, memory, None if where.timeout_s is None else 2 * where.timeout_s)
         for outcome in jobs.run(jobs.Processes(timed), work, budget):
             if isinstance(outcome.value, tuple):

@@ -12,7 +12,7 @@ do not align are found when first drawn, and left out with a reason or aligned r
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, overload
 
@@ -254,6 +254,15 @@ class PairDataset(Dataset[dict[str, Any]]):
             found |= {"label_a": labels[0], "label_b": labels[-1], "has_label": has}
         return found
 
+    def name(self, sample: int) -> str:
+        """The two scans that a sample shows, as sessions and contrasts. Nothing is read: where it is not known whether the first partner
+        that is drawn aligns, the pair may be another one."""
+        draw = seeds.generator(self.seed, "pair", sample)
+        first, sessions = self._first(sample, draw)
+        second = next(self._candidates(first, sessions, draw), None)
+        beside = f" beside {second[0].key} {second[1]}" if second is not None else ""
+        return f"{first[0].key} {first[1]}{beside}"
+
     def _first(self, sample: int, draw: np.random.Generator) -> tuple[Scan, list[SessionView]]:
         """A sample's first scan, and all sessions of its subject."""
         turn = sample // self.config.repeat
@@ -291,6 +300,14 @@ class PairDataset(Dataset[dict[str, Any]]):
         self, first: Scan, sessions: Sequence[SessionView], draw: np.random.Generator
     ) -> tuple[Scan | None, np.ndarray | None]:
         """A partner that aligns, and the rigid transform to its space where one is needed; None where there is no partner."""
+        for second in self._candidates(first, sessions, draw):
+            fits, transform = self._fit(first, second)
+            if fits:
+                return second, transform
+        return None, None
+
+    def _candidates(self, first: Scan, sessions: Sequence[SessionView], draw: np.random.Generator) -> Iterator[Scan]:
+        """Partners in the order in which they are drawn."""
         found = self.partners(first, sessions)
         while found:
             kinds = sorted(found)
@@ -301,10 +318,7 @@ class PairDataset(Dataset[dict[str, Any]]):
             second = found[kind].pop(place)
             if not found[kind]:
                 del found[kind]
-            fits, transform = self._fit(first, second)
-            if fits:
-                return second, transform
-        return None, None
+            yield second
 
     def _fit(self, first: Scan, second: Scan) -> tuple[bool, np.ndarray | None]:
         """Whether a pair may be shown, and the rigid transform where one is needed; judged once a pair and process."""
@@ -334,10 +348,13 @@ class PairDataset(Dataset[dict[str, Any]]):
         place = self._start(session, first, start) if transform is None else None
         if place is not None:
             return self._at(session, name, place)
-        voxels = self.store.read(session.key, name)
-        return alignment.resampled(
-            voxels, session.affine, self.config.size, self._corner(first, start), order=1, rigid=transform
-        ), 1.0
+        corner = self._corner(first, start)
+        box = alignment.needed(session.affine, session.shape, self.config.size, corner, rigid=transform)
+        if box is None:
+            return np.zeros(self.config.size, np.float32), 1.0
+        voxels = self.store.read(session.key, name, box)
+        affine = alignment.boxed(session.affine, box)
+        return alignment.resampled(voxels, affine, self.config.size, corner, order=1, rigid=transform), 1.0
 
     def _start(self, session: SessionView, first: Scan, start: Sequence[int]) -> Sequence[int] | None:
         """Where the box of ``first``'s grid begins in a session's own; None where their axes differ."""
@@ -363,11 +380,13 @@ class PairDataset(Dataset[dict[str, Any]]):
         if place is not None:
             box, offset = box_slices(place, self.config.size, session.shape)
             return crop(self.store.read_label(session.key, name, box), offset, self.config.size).astype(np.int64)
-        voxels = self.store.read_label(session.key, name)
-        moved = alignment.resampled(
-            voxels, session.affine, self.config.size, self._corner(first, start), order=0, rigid=transform
-        )
-        return moved.astype(np.int64)
+        corner = self._corner(first, start)
+        box = alignment.needed(session.affine, session.shape, self.config.size, corner, rigid=transform)
+        if box is None:
+            return np.zeros(self.config.size, np.int64)
+        affine = alignment.boxed(session.affine, box)
+        voxels = self.store.read_label(session.key, name, box)
+        return alignment.resampled(voxels, affine, self.config.size, corner, order=0, rigid=transform).astype(np.int64)
 
     def _box(self, scan: Scan, draw: np.random.Generator) -> tuple[list[int], Patch]:
         """A box from anywhere, drawn again where it shows too little of the head: its first voxel and its content."""

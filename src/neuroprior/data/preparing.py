@@ -169,8 +169,6 @@ def prepare_session(out: Path, key: str, scans: list[Scan], spec: ConformSpec, c
         raise
     except NeuropriorError as error:
         return error.reason
-    except MemoryError:
-        return "out of memory: prepare it with one worker, or at a coarser spacing"
     if retry:
         artifacts.write_text(again, "")
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +113,7 @@ class Table:
         try:
             self._file = pq.ParquetFile(pa.BufferReader(self.path.read_bytes()))
             self._columns: dict[str, Any] = {}
+            self._one_at_a_time = threading.RLock()  # a loader's thread reads beside the training loop
             known, found = _schema().remove_metadata(), self._file.schema_arrow.remove_metadata()
             self.has_sources = found.equals(known)
             if not self.has_sources and not found.equals(known.remove(known.get_field_index(SOURCE))):
@@ -138,16 +140,17 @@ class Table:
         """A column as an Arrow array; read when first asked for."""
         import pyarrow as pa
 
-        if name not in self._columns:
-            try:
-                found = self._file.read(columns=[name])[name].combine_chunks()
-                found.validate(full=True)
-            except (OSError, pa.ArrowException, ValueError) as error:
-                raise self.damaged(error) from None
-            if len(found) != self.count or found.null_count:
-                raise self.damaged(f"column {name} has {len(found) - found.null_count} values in {self.count} rows")
-            self._columns[name] = found
-        return self._columns[name]
+        with self._one_at_a_time:
+            if name not in self._columns:
+                try:
+                    found = self._file.read(columns=[name])[name].combine_chunks()
+                    found.validate(full=True)
+                except (OSError, pa.ArrowException, ValueError) as error:
+                    raise self.damaged(error) from None
+                if len(found) != self.count or found.null_count:
+                    raise self.damaged(f"column {name} has {len(found) - found.null_count} values in {self.count} rows")
+                self._columns[name] = found
+            return self._columns[name]
 
     def coded(self, name: str) -> tuple[np.ndarray, list[str]]:
         """A text column as (rows,) numbers into the list of its different values."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..core import memory
+from ..core import peak_memory
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Meter:
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device) / 2**20
         else:
-            peak = float(memory.peak_mb())
+            peak = float(peak_memory.peak_mb())
         ledger.peak_memory_mb = max(ledger.peak_memory_mb, peak)
 
 

@@ -49,7 +49,9 @@ class TrainingConfig(Config):
     devices: int = Field(default=1, ge=1)
     """Processes; more than one trains with DDP."""
     workers: int = Field(default=0, ge=0)
-    """Loader processes a training process; 0 reads in it."""
+    """Loader processes a training process; 0 reads ahead in a thread of it."""
+    data_timeout_s: float = Field(default=900.0, gt=0)
+    """Seconds without a batch after which a run ends with the case that is being read: a disk that hangs, not one that is slow."""
     seed: int = 0
     """Of everything random."""
     log_every: int = Field(default=10, ge=1)

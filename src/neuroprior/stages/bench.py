@@ -120,7 +120,7 @@ def _measured(settings: Any, store: Place, seconds: float, subjects: int | None)
     objective = settings.build_objective(models.build_net(settings.net_name, settings.net))
     batches = make_loader(
         dataset, batch=config.batch, start_sample=0, n_samples=10**9 // config.batch * config.batch, collate=collate_pairs, workers=config.workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available(), timeout_s=config.data_timeout_s,
     )  # fmt: skip
     found = pace.take(objective, config, batches, moved, seconds)
     per_step = config.batch * config.accumulate

@@ -352,12 +352,12 @@ class _Run:
         """The row of one case and its answer; an error of this case becomes its reason, and nothing else is lost."""
         import time
 
-        from ..core import memory
+        from ..core import peak_memory
         from ..core.errors import NeuropriorError
         from ..inference.predictor import compute, describe, read_case
 
         start = time.perf_counter()
-        memory.reset_peak()
+        peak_memory.reset_peak()
         task = self.model.task
         row: dict[str, Any] = {
             "case": case.case, "dataset": case.dataset, "subject": case.subject, "session": case.session, "task": task["name"],
@@ -387,7 +387,7 @@ class _Run:
             logger.exception("%s failed", case.case)
             row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         row["seconds"] = read.seconds + time.perf_counter() - start
-        row["peak_memory_mb"], row["peak_gpu_memory_mb"] = memory.peak_mb(), memory.peak_gpu_mb()
+        row["peak_memory_mb"], row["peak_gpu_memory_mb"] = peak_memory.peak_mb(), peak_memory.peak_gpu_mb()
         return row, output if row["status"] == "ok" else None
 
     def _write(self, case: CaseInput, row: dict[str, Any], output: CaseOutput | None, out: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def prepare(
         mask: what is normalised over, "head" (found in each scan) or "index" (the index's brain masks, from any tool).
         bias: none, or n4 to remove slow intensity drifts (needs SimpleITK).
         align: align a session's scans rigidly where their headers do not (needs the extra atlas); what does not help is undone.
-        workers: processes; by default as many as cores are granted; 1 works in this process, without --timeout.
+        workers: processes; by default as many as cores are granted; 1 with --timeout 0 works in this process.
         memory: MB for all workers together; by default nine tenths of what is free. A session that needs more runs alone.
         timeout: seconds for one session; one that takes longer twice is quarantined with its reason.
         scheduler: address or scheduler file of a running Dask cluster, or "local" for one started here.

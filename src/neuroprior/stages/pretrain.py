@@ -127,7 +127,7 @@ def pretrain(
         total = (config.steps or 0) * config.batch * config.accumulate * world
         return make_loader(
             dataset, batch=config.batch, start_sample=start_sample, n_samples=total - start_sample, collate=collate_pairs,
-            rank=rank, world=world, workers=config.workers, pin_memory=torch.cuda.is_available(),
+            rank=rank, world=world, workers=config.workers, pin_memory=torch.cuda.is_available(), timeout_s=config.data_timeout_s,
         )  # fmt: skip
 
     method = {

@@ -22,7 +22,7 @@ from ..core.config import read_yaml
 from ..core.errors import ConfigError
 from ..core.representation import Representation
 from ..data.augmentation import Augmentation, steps
-from ..data.cases import Case, CaseDataset, case_weights, centred, class_numbers, collate, crop
+from ..data.cases import Case, CaseDataset, box_slices, case_weights, centred, class_numbers, collate, crop
 from ..data.loading import make_loader
 from ..data.store import Store
 from ..engine.device import device_of
@@ -187,7 +187,7 @@ def fine_tune(
         return make_loader(
             dataset, batch=training.batch, start_sample=start_sample,
             n_samples=(training.steps or 0) * training.batch * training.accumulate * world - start_sample,
-            rank=rank, world=world, workers=training.workers, collate=collate,
+            rank=rank, world=world, workers=training.workers, collate=collate, timeout_s=training.data_timeout_s,
         )  # fmt: skip
 
     result = train(
@@ -272,8 +272,8 @@ def _encoded(
     device, training = device_of(training_config), net.training
     net.to(device).eval()
     for case in cases:
-        start = centred(case.session.shape, plan.patch)
-        images = np.stack([crop(store.read(case.session.key, name), start, plan.patch) for name in case.contrasts])
+        box, offset = box_slices(centred(case.session.shape, plan.patch), plan.patch, case.session.shape)
+        images = np.stack([crop(store.read(case.session.key, name, box), offset, plan.patch) for name in case.contrasts])
         numbers = torch.tensor([plan.contrasts.index(name) for name in case.contrasts], device=device)
         yield case, net.encode(torch.from_numpy(images)[:, None].to(device)), numbers
     net.train(training).to("cpu")
