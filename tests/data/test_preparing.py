@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroprior.core import nifti
+from neuroprior.core import bias, nifti
 from neuroprior.core.errors import InputError
 from neuroprior.core.grids import grid_of
 from neuroprior.core.records import Scan
@@ -131,10 +131,10 @@ def test_n4_takes_a_bias_field_away(tmp_path: Path) -> None:
     pytest.importorskip("SimpleITK", reason="N4 is SimpleITK's")
     index, tissue = biased(tmp_path)
     spread = {}
-    for bias in ("none", "n4"):
-        prepare(index, tmp_path / bias, spacing="native", crop="none", normalise="none", bias=bias, workers=1)
-        values = Store.open(tmp_path / bias).read("d/a", "T1w")[tissue]
-        spread[bias] = float(values.std() / values.mean())
+    for drift in ("none", "n4"):
+        prepare(index, tmp_path / drift, spacing="native", crop="none", normalise="none", bias=drift, workers=1)
+        values = Store.open(tmp_path / drift).read("d/a", "T1w")[tissue]
+        spread[drift] = float(values.std() / values.mean())
     assert spread["none"] > 0.1
     assert spread["n4"] < spread["none"] / 3
 
@@ -145,9 +145,9 @@ def test_a_scan_of_which_n4_finds_no_field_is_kept_as_it_is(tmp_path: Path, monk
     def fails(volume: Volume) -> Volume:
         raise InputError("N4 found no bias field", got="no voxels")
 
-    monkeypatch.setattr(preparing, "_without_bias", fails)
-    monkeypatch.setattr(preparing, "need_n4", lambda: None)
-    summary = prepare(index, tmp_path / "n4", spacing="native", bias="n4", workers=1)
+    monkeypatch.setattr(bias, "without_bias", fails)
+    monkeypatch.setattr(bias, "need_n4", lambda why: None)
+    summary = prepare(index, tmp_path / "n4", spacing="native", bias="n4", workers=1, timeout=0)
     assert summary.left_out == 0
     prepare(index, tmp_path / "none", spacing="native", workers=1)
     n4, none = (Store.open(tmp_path / name) for name in ("n4", "none"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuroprior.core import peak_memory
+from neuroprior.core import bias, peak_memory
 from neuroprior.core.conforming import ConformSpec, to_native
 from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.core.session import conform_session
@@ -317,6 +318,23 @@ def test_mirrored_prediction_of_a_mirrored_phantom_has_the_sides_exchanged(tmp_p
 
 
 # ------------------------------------------------------------------------------------------------- notes and flags
+
+
+def test_what_was_done_to_the_scans_it_learned_from_is_done_again(tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK", reason="N4 is SimpleITK's")
+    model = load(made.segmenter(tmp_path))
+    first = volume()
+    field = np.exp(np.linspace(-0.4, 0.4, first.shape[0]))[:, None, None]
+    drifting = Volume((first.voxels * field).astype(np.float32), first.affine)
+    plain = prepare(model, {"T1w": drifting})
+    corrected = prepare(model, {"T1w": bias.without_bias(drifting)})
+    assert (plain.images - corrected.images).abs().max() > 0.1
+    knowing = replace(model, info={**model.info, "data": {"steps": {"bias": "n4", "mask": "index"}}})
+    again = prepare(knowing, {"T1w": drifting})
+    torch.testing.assert_close(again.images, corrected.images)
+    assert again.flags == ("other_mask",)
+    assert any("brain masks" in note for note in again.notes)
+    assert plain.flags == ()
 
 
 def test_what_is_told_of_a_case(tmp_path: Path) -> None:

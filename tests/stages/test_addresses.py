@@ -121,7 +121,7 @@ def test_another_machine_goes_on_from_what_was_sent(
     made: list[str] = []
     work = preparing._prepare
     monkeypatch.setattr(preparing, "_prepare", lambda file, key, *rest: (made.append(key), work(file, key, *rest))[1])
-    again = prepare(table, url, spacing="4", workers=1)
+    again = prepare(table, url, spacing="4", workers=1, timeout=0)
     assert len(made) == 2
     assert again.store_hash == first.store_hash
     assert sorted(there.rglob("*.nps")) == files

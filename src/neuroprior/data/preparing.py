@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import artifacts, nifti
+from ..core import artifacts, bias, nifti
 from ..core.config import Config
 from ..core.conforming import Conformed, ConformSpec, conform
 from ..core.contrasts import UNKNOWN
@@ -240,7 +240,7 @@ def _prepare(file: Path, key: str, scans: list[Scan], how: tuple[ConformSpec, Pr
         if config.bias == "none":
             return volume
         try:
-            return _without_bias(volume)
+            return bias.without_bias(volume)
         except InputError as error:
             notes.append(f"{scan.contrast}: its intensity drifts are left as they are: {error.reason}")
             return volume
@@ -360,37 +360,6 @@ def _mask(scan: Scan, config: PrepareConfig, notes: list[str]) -> tuple[Volume |
         notes.append(f"the brain mask of {scan.contrast} is not used: {error.reason}")
         return None, error.what in PASSING
     return mask, False
-
-
-def need_n4() -> None:
-    """Refuse early where SimpleITK is missing.
-
-    Raises:
-        MissingDependency: it is.
-    """
-    try:
-        import SimpleITK  # noqa: F401
-    except ImportError:
-        raise MissingDependency("--bias n4 needs SimpleITK", next_step="pip install SimpleITK, or leave --bias out") from None
-
-
-def _without_bias(volume: Volume) -> Volume:
-    """A volume divided by its bias field: N4 on every fourth voxel inside Otsu's threshold; values below 0 are left alone."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.voxels.T))
-    image.SetSpacing([float(mm) for mm in volume.spacing_mm])
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    shrink = [max(1, min(4, n // 16)) for n in volume.shape]
-    small = sitk.Shrink(image, shrink)
-    corrector = sitk.N4BiasFieldCorrectionImageFilter()
-    corrector.SetMaximumNumberOfIterations([50, 50, 30])
-    try:
-        corrector.Execute(small, sitk.OtsuThreshold(small, 0, 1, 200))
-        field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T
-    except RuntimeError as error:
-        raise InputError("N4 found no bias field", got=str(error).splitlines()[-1]) from None
-    return Volume((volume.voxels / np.exp(field)).astype(np.float32), volume.affine)
 
 
 def _aligned(

@@ -382,6 +382,7 @@ class Store:
             "sites": different("site"),
             "scanners": different("scanner"),
             "licences": different("licence"),
+            "steps": dict(self.info["steps"]),
             "store_hash": self.store_hash,
             "subject_hashes": sorted({artifacts.sha256_json(name)[:12] for name in who}),
         }

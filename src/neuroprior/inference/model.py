@@ -72,6 +72,12 @@ class Model:
         return parse(ConformSpec, self.info["preprocessing"], where=self.folder / DESCRIPTION)
 
     @property
+    def steps(self) -> dict[str, Any]:
+        """What was done to the scans it learned from before they were conformed: ``bias`` (none, n4) and ``mask`` (what the intensities were normalised
+        over: head, or index for another tool's brain masks); empty where the model does not tell."""
+        return dict(self.info.get("data", {}).get("steps", {}))
+
+    @property
     def contrasts(self) -> tuple[str, ...]:
         """Canonical names of the contrasts the model was trained on; their order numbers the head's contrasts."""
         return tuple(self.info["contrasts"])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import nifti
+from ..core import bias, nifti
 from ..core.conforming import Conformed
 from ..core.errors import ConfigError, InputError
 from ..core.grids import corner_distance_mm, grid_of
@@ -108,7 +108,7 @@ class CaseOutput:
         reference: the contrast whose native grid the mask lies on.
         missing: contrasts that the model knows and the case has not.
         notes: what was repaired or assumed on the way.
-        flags: words about quality: ``empty_mask``, ``touches_edge``, ``low_overlap:FLAIR``, ``already_normalised:T1w``,
+        flags: words about quality: ``empty_mask``, ``touches_edge``, ``low_overlap:FLAIR``, ``already_normalised:T1w``, ``other_mask``,
             ``low_confidence``.
         rung: which way of computing was used (``ladder.Rung.name``).
     """
@@ -194,6 +194,7 @@ def prepare(
 
     Raises:
         InputError: voxels that are not finite or all the same, or scans that do not show the same place.
+        MissingDependency: the model wants N4, and SimpleITK is missing.
     """
     told = [*notes]
     flags: list[str] = []
@@ -206,6 +207,13 @@ def prepare(
         if _looks_normalised(volumes[contrast], contrast):
             flags.append(f"already_normalised:{contrast}")
             told.append(f"{contrast}: the intensities look normalised already; raw scans are expected")
+    if model.steps.get("bias") == "n4":
+        volumes = {contrast: _without_bias(volumes[contrast], contrast, told) for contrast in sorted(volumes)}
+    if model.steps.get("mask") == "index":
+        flags.append("other_mask")
+        told.append(
+            "the model learned from scans that were normalised over another tool's brain masks; here it is the head that is found"
+        )
     session = conform_session(volumes, model.spec, reference=reference)
     if session.refused:
         raise InputError(
@@ -232,6 +240,16 @@ def prepare(
     return Prepared(
         name, contrasts, images, session.reference, record, missing, tuple(told), tuple(flags), dict(covariates or {})
     )
+
+
+def _without_bias(volume: Volume, contrast: str, told: list[str]) -> Volume:
+    """What preparing did to the scans of a model that learned without their intensity drifts."""
+    bias.need_n4("this model, which learned from scans without intensity drifts,")
+    try:
+        return bias.without_bias(volume)
+    except InputError as error:
+        told.append(f"{contrast}: its intensity drifts are left as they are: {error.reason}")
+        return volume
 
 
 def _looks_normalised(volume: Volume, contrast: str) -> bool:

@@ -95,12 +95,13 @@ def prepare(
     """
     from rich.progress import Progress
 
+    from ..core.bias import need_n4
     from ..core.config import parse
     from ..core.conforming import ConformSpec
     from ..core.errors import ConfigError
     from ..data.building import Where, build
     from ..data.foretelling import estimate
-    from ..data.preparing import PrepareConfig, need_n4
+    from ..data.preparing import PrepareConfig
     from ..data.remote import Outbox
 
     try:
@@ -112,7 +113,7 @@ def prepare(
     spec = parse(ConformSpec, {"spacing_mm": spacing_mm, "crop": crop, "normalise": normalise, "order": order})
     config = parse(PrepareConfig, {"dtype": dtype, "mask": mask, "bias": bias, "align": align})
     if config.bias == "n4":
-        need_n4()
+        need_n4("--bias n4")
     folder = kept_for(str(out)) / "made" if is_address(out) else Path(out)
     where = Where(workers, memory, timeout if timeout > 0 else None, scheduler, slurm)
     if dry_run:

@@ -107,6 +107,7 @@ def fine_tune(
                 expected=given.spec.model_dump(), got=store.spec.model_dump(),
                 next_step=f"prepare the index again with --spacing {given.spec.spacing_mm}",
             )  # fmt: skip
+        _tell_steps(given.steps, store)
         net, net_name, net_config = given.net, given.info["net"]["name"], given.info["net"]["config"]
         known, patch = given.contrasts, given.info["method"].get("patch")
         if scratch:
@@ -201,6 +202,20 @@ def fine_tune(
     if plan.validation and result.status == "complete":
         calibrate(out, store, plan.validation, seed=seed)
     return result
+
+
+def _tell_steps(steps: Mapping[str, Any], store: Store) -> None:
+    """A word where a store's scans went through other steps than those that a model learned from."""
+    for name, wanted in steps.items():
+        found = store.info["steps"].get(name)
+        if name in ("bias", "mask") and found != wanted:
+            logger.warning(
+                "the model learned from a store prepared with --%s %s, this one was prepared with --%s %s: its intensities differ",
+                name,
+                wanted,
+                name,
+                found,
+            )
 
 
 def _cost(source: Path) -> dict[str, Any] | None:
