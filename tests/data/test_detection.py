@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from neuroprior.data.indexing import sources_of
+from neuroprior.data.datasets import sources_of
 from neuroprior.readers import dicom
 
 

@@ -138,7 +138,7 @@ def index(
         LeakageError: a subject stands in two splits.
     """
     from ..core.errors import ConfigError, InputError
-    from ..data import assigning, contrast_list, indexing, mirror
+    from ..data import assigning, contrast_list, datasets, indexing, mirror
     from ..data import index as tables
     from ..data import where as conditions
 
@@ -163,7 +163,7 @@ def index(
     with indexing.Line() as line, indexing.Pool(options) as pool:
         mirrors = out.with_name(out.stem + mirror.ENDING)
         here = [mirror.mirror(root, mirrors) if is_address(root) else Path(root) for root in roots]
-        sources = indexing.sources_of(here, reader)
+        sources = datasets.sources_of(here, reader)
         made = [indexing.rows_of_source(source, options, earlier, pool, line) for source in sources]
         whole = earlier.whole(made)
         late = condition is not None and condition.needs_files  # it asks for what is known when all files were read
