@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,10 @@ import pytest
 
 from neuroprior.core.errors import ConfigError, InputError, LeakageError
 from neuroprior.data import splits
+from neuroprior.data.store import Store
+from neuroprior.stages.crossvalidate import crossvalidate
+from neuroprior.stages.index import index
+from neuroprior.stages.prepare import prepare
 
 PEOPLE = {f"d/sub-{n:02d}": ("ill" if n % 4 == 0 else "well") for n in range(23)}
 
@@ -136,3 +142,49 @@ def test_a_subject_in_two_folds_is_named(tmp_path: Path) -> None:
     (tmp_path / "d.tsv").write_text("participant_id\tfold\nsub-77\t0\nsub-78\t1\n")
     with pytest.raises(InputError, match="nobody to learn from"):
         splits.read(tmp_path / "d.tsv", list(PEOPLE), PEOPLE)
+
+
+# ------------------------------------------------------------------------------------------------------- who belongs together
+
+
+def test_who_belongs_to_a_test_subject_is_not_learned_from(caplog: pytest.LogCaptureFixture) -> None:
+    of = {f"s{n}": "a" for n in range(12)}
+    groups = [["s0", "s1"], ["s1", "s2"], ["s5", "s6"], ["elsewhere", "s7"]]
+    folds = splits.kfold(of, 4, validation=0.3)
+    made = splits.unparted(folds, groups)
+    assert sorted(s for fold in made for s in fold.part("test")) == sorted(of)
+    for before, after in zip(folds, made, strict=True):
+        assert after.part("test") == before.part("test")
+        for group in ({"s0", "s1", "s2"}, {"s5", "s6"}):
+            parts = {after.split[s] for s in group & after.split.keys()}
+            assert len(parts) <= 1
+        others = of.keys() - {"s0", "s1", "s2", "s5", "s6"}
+        assert {s: after.split.get(s) for s in others} == {s: before.split.get(s) for s in others}
+    assert "not learned from in folds that test their like" in caplog.text
+    assert splits.unparted(folds, []) == folds
+
+
+def test_copies_of_a_scan_are_not_parted_by_folds(heads: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(heads, raw)
+    first = sorted(raw.glob("sub-*"))[0]
+    for file in sorted(first.rglob("*_T1w.nii.gz")):
+        copy = raw / "sub-copy" / file.relative_to(first).parent / file.name.replace(first.name, "sub-copy")
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(file, copy)
+    people = (raw / "participants.tsv").read_text().splitlines()
+    row = next(line for line in people if line.startswith(f"{first.name}\t"))
+    (raw / "participants.tsv").write_text("\n".join([*people, row.replace(first.name, "sub-copy", 1)]) + "\n")
+    index([raw], tmp_path / "i.parquet", workers=1)
+    prepare(tmp_path / "i.parquet", tmp_path / "store", spacing="8", workers=1, timeout=0)
+    (group,) = Store.open(tmp_path / "store").inseparable()
+    assert {name.rpartition("/")[2] for name in group} == {first.name, "sub-copy"}
+    plan = crossvalidate(
+        tmp_path / "store", "scratch", "classification", "sex", tmp_path / "cv", folds=3, parts="train,val,test", dry_run=True
+    )
+    sizes = [
+        sum(map(int, re.findall(r"(\d+) (?:train|inner|test)", line)))
+        for line in plan.lines
+        if "fold " in line and "train" in line
+    ]
+    assert sorted(sizes)[:2] == [max(sizes) - 1] * 2  # two folds test one of the two, and learn from neither

@@ -195,6 +195,38 @@ def shots(of: Mapping[str, str], k: int | None, *, seed: int = 0, per_class: boo
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
+def unparted(folds: Sequence[Fold], groups: Sequence[Sequence[str]]) -> list[Fold]:
+    """The folds without what would tell their tests beforehand.
+
+    Who must not be parted from a test subject (a copy of a scan, the same patient under two names) is not learned from in that fold; who must not be parted
+    from a training subject is not validated on, but learned from. Who is tested stays as it is.
+
+    Args:
+        folds: as the functions here make them.
+        groups: subjects that belong together (:meth:`neuroprior.data.store.Store.inseparable`); they may overlap.
+    """
+    of: dict[str, set[str]] = {}
+    for group in groups:
+        whole = set(group).union(*(of.get(name, ()) for name in group))
+        of.update(dict.fromkeys(whole, whole))
+    made, out, moved = [], set(), set()
+    for fold in folds:
+        known = set().union(*(of.get(subject, ()) for subject in fold.part("test")))
+        kept = {subject: part for subject, part in fold.split.items() if part == "test" or subject not in known}
+        out |= fold.split.keys() - kept.keys()
+        learned = set().union(*(of.get(subject, ()) for subject, part in kept.items() if part == "train"))
+        moved |= {subject for subject, part in kept.items() if part == "val" and subject in learned}
+        made.append(Fold(fold.name, {s: "train" if part == "val" and s in learned else part for s, part in kept.items()}))
+    if out:
+        logger.warning(
+            "%d subjects are not learned from in folds that test their like (a copy of a scan, the same patient, or named together when the index "
+            "was made), such as %s", len(out), min(out),
+        )  # fmt: skip
+    if moved:
+        logger.info("%d subjects are learned from and not validated on, with those they belong to", len(moved))
+    return made
+
+
 def write(path: str | Path, folds: Sequence[Fold]) -> str:
     """Write folds as TSV (columns ``fold``, ``participant_id``, ``split``); returns their hash."""
     lines = ["fold\tparticipant_id\tsplit"]

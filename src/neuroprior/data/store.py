@@ -294,6 +294,20 @@ class Store:
                 got=None if missing else (str(error) or type(error).__name__).splitlines()[0], next_step="run neuroprior store repair",
             ) from None  # fmt: skip
 
+    def inseparable(self) -> list[list[str]]:
+        """Groups of subjects that must not be parted by any division, as the index knew them: they share a scan, are one patient, or were named together."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            notes = json.loads((pq.read_schema(self.path / "index.parquet").metadata or {}).get(b"neuroprior", b"{}"))
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise ArtifactError(
+                "the store's index is damaged", file=self.path / "index.parquet", got=(str(error) or type(error).__name__).splitlines()[0],
+                next_step="run the same neuroprior prepare command again",
+            ) from None  # fmt: skip
+        return [[str(name) for name in group] for group in notes.get("inseparable", [])]
+
     @property
     def store_hash(self) -> str:
         """The hash of everything that a model can see of the store."""

@@ -131,6 +131,7 @@ def crossvalidate(
         made = splits.read(split_file, sorted({s.subject for s in opened.sessions}), of, seed=seed, validation=validation)
     else:
         raise ConfigError(f"unknown --scheme {scheme!r}", expected="kfold, loso or file")
+    made = splits.unparted(made, opened.inseparable())
     runs = [
         [
             many.Run(

@@ -210,6 +210,9 @@ def _divide(store: Any, values: dict[str, Any], task: str, share: float, seed: i
         _, held = splits.holdout(of, share, seed=seed)
         test, told = list(held), f"drawn, a share of {share:g}"
     pool = {subject: stratum for subject, stratum in of.items() if subject not in test}
+    divided = splits.Fold("", {**dict.fromkeys(pool, "train"), **dict.fromkeys(test, "test")})
+    apart = splits.unparted([divided], store.inseparable())[0]
+    pool = {subject: stratum for subject, stratum in pool.items() if subject in apart.split}
     if task == "segmentation":  # a case with an empty label teaches nothing of what is looked for
         empty = [subject for subject in pool if values[subject] == 0]
         if empty:

@@ -199,10 +199,11 @@ def index(
     given = assigning.read_splits(split_file, names) if split_file else {}
     given = {**assigning.stated(table, but=given), **given}
     strata = assigning.strata_of(table, [part.strip() for part in stratify.split(",") if part.strip()])
-    chosen = assigning.plan_splits(strata, fractions, seed=seed, given=given, together=[*copies, *pairs, *_patients(table, made)])
+    groups = [*copies, *pairs, *_patients(table, made)]
+    chosen = assigning.plan_splits(strata, fractions, seed=seed, given=given, together=groups)
     table = tables.replaced(table, split=[chosen[subject] for subject in table.column("subject").to_pylist()])
     table = mirror.with_addresses(table, mirrors)
-    tables.write_table(table, out, settings=options.key(), together=copies, **_notes(made, renames, left_out))
+    tables.write_table(table, out, settings=options.key(), together=copies, inseparable=groups, **_notes(made, renames, left_out))
     earlier.done()
     issues = _write_issues(table, out)
     summary = _summary(table, out, made, issues, sum(left_out.values()))
