@@ -25,7 +25,7 @@ from ..core.relations import overlap
 from ..core.resampling import resample_label_shares
 from ..core.session import MIN_OVERLAP, PREFERENCE, SessionFrame, covers, frame_of
 from ..core.volume import Volume
-from . import mirror, sessions
+from . import brain_masks, mirror, sessions
 from .sessions import AGAIN, session_file
 from .store import pack_label
 
@@ -49,9 +49,9 @@ class PrepareConfig(Config):
 
     dtype: Literal["int16", "float16", "float32"] = "int16"
     """Of the voxels on disk; ``int16`` has steps of about 1/512 of a scan's standard deviation."""
-    mask: Literal["head", "index"] = "head"
-    """What the box is drawn around and the intensities are normalised over: the head that is found in the scan, or the brain mask of the
-    index where the session's reference has one."""
+    mask: str = "head"
+    """What the box is drawn around and the intensities are normalised over: ``head``, which is found in the scan; ``index``, the brain mask of the
+    index where the session's reference has one; or the mask that a command makes of the reference, with ``{in}`` and ``{out}``."""
     bias: Literal["none", "n4"] = "none"
     """Correction of slow intensity drifts before conforming: N4 (Tustison 2010) by SimpleITK."""
     align: bool = False
@@ -351,6 +351,8 @@ def _mask(scan: Scan, config: PrepareConfig, notes: list[str]) -> tuple[Volume |
     """The reference's brain mask, where it is wanted and there; and whether it may be readable another time."""
     if config.mask == "head":
         return None, False
+    if config.mask != "index":
+        return brain_masks.by_command(config.mask, scan.path), False
     if not scan.brain_mask:
         notes.append(f"{scan.contrast} has no brain mask in the index: the head that is found in it is used")
         return None, False

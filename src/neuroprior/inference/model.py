@@ -74,7 +74,7 @@ class Model:
     @property
     def steps(self) -> dict[str, Any]:
         """What was done to the scans it learned from before they were conformed: ``bias`` (none, n4) and ``mask`` (what the intensities were normalised
-        over: head, or index for another tool's brain masks); empty where the model does not tell."""
+        over: head, or another tool's brain masks); empty where the model does not tell."""
         return dict(self.info.get("data", {}).get("steps", {}))
 
     @property

@@ -209,7 +209,7 @@ def prepare(
             told.append(f"{contrast}: the intensities look normalised already; raw scans are expected")
     if model.steps.get("bias") == "n4":
         volumes = {contrast: _without_bias(volumes[contrast], contrast, told) for contrast in sorted(volumes)}
-    if model.steps.get("mask") == "index":
+    if model.steps.get("mask", "head") != "head":
         flags.append("other_mask")
         told.append(
             "the model learned from scans that were normalised over another tool's brain masks; here it is the head that is found"

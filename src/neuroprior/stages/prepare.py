@@ -76,7 +76,8 @@ def prepare(
         normalise: zscore, clamp_zscore_01 or none.
         order: interpolation of intensities, 3 (cubic spline) or 1 (linear).
         dtype: of the voxels on disk, int16 (steps of 1/512 standard deviation), float16 or float32.
-        mask: what is normalised over, "head" (found in each scan) or "index" (the index's brain masks, from any tool).
+        mask: what is normalised over, "head" (found in each scan), "index" (the index's brain masks, from any tool), or a tool's command, such as
+            "mri_synthstrip -i {in} -m {out}", that is run on each session's reference.
         bias: none, or n4 to remove slow intensity drifts (needs SimpleITK).
         align: align a session's scans rigidly where their headers do not (needs the extra atlas); what does not help is undone.
         workers: processes; by default as many as cores are granted; 1 with --timeout 0 works in this process.
@@ -99,6 +100,7 @@ def prepare(
     from ..core.config import parse
     from ..core.conforming import ConformSpec
     from ..core.errors import ConfigError
+    from ..data.brain_masks import check_command
     from ..data.building import Where, build
     from ..data.foretelling import estimate
     from ..data.preparing import PrepareConfig
@@ -112,6 +114,8 @@ def prepare(
         raise ConfigError("both --scheduler and --slurm are given", expected="one of them")
     spec = parse(ConformSpec, {"spacing_mm": spacing_mm, "crop": crop, "normalise": normalise, "order": order})
     config = parse(PrepareConfig, {"dtype": dtype, "mask": mask, "bias": bias, "align": align})
+    if config.mask not in ("head", "index"):
+        check_command(config.mask)
     if config.bias == "n4":
         need_n4("--bias n4")
     folder = kept_for(str(out)) / "made" if is_address(out) else Path(out)
