@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from neuroprior.core import formats, nifti
+from neuroprior.core import formats, headers, nifti
 from neuroprior.core.errors import InputError
 
 sitk = pytest.importorskip("SimpleITK", reason="SimpleITK, which these are compared with, is not installed")
@@ -44,7 +44,7 @@ def save(path: Path, voxels: np.ndarray, affine: np.ndarray, *, packed: bool = F
 def test_the_same_voxels_in_the_same_place(ending: str, dtype: str, packed: bool, tmp_path: Path) -> None:
     voxels, affine = volume(dtype)
     path = save(tmp_path / f"scan{ending}", voxels, affine, packed=packed)
-    header = nifti.inspect_header(path)
+    header = headers.inspect_header(path)
     assert (header.shape, header.dtype, header.notes) == ((5, 6, 7), dtype, ())
     np.testing.assert_allclose(header.affine, affine, atol=1e-4)
     read, _ = nifti.read_scan(path)
@@ -62,7 +62,7 @@ def test_the_header_of_an_mgz_is_read_without_its_voxels(tmp_path: Path) -> None
     path = save(tmp_path / "scan.mgz", *volume())
     whole = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(whole[:300]))
-    assert nifti.inspect_header(path).shape == (5, 6, 7)
+    assert headers.inspect_header(path).shape == (5, 6, 7)
     with pytest.raises(InputError, match="cut short"):
         nifti.read_scan(path)
 
@@ -75,7 +75,7 @@ def test_damaged_files_are_told(ending: str, tmp_path: Path) -> None:
         nifti.read_scan(path)
     path.write_bytes(b"")
     with pytest.raises(InputError):
-        nifti.inspect_header(path)
+        headers.inspect_header(path)
 
 
 @pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
@@ -121,7 +121,7 @@ def test_other_people_s_odd_headers_are_told(tmp_path: Path) -> None:
     ):  # fmt: skip
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=reason):
-            nifti.inspect_header(tmp_path / name)
+            headers.inspect_header(tmp_path / name)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from neuroprior.core import nifti
+from neuroprior.core import headers, nifti
 from neuroprior.core.errors import InputError
 from neuroprior.core.volume import Volume
 
@@ -57,9 +57,9 @@ def test_a_file_that_is_no_image_is_told(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
-            nifti.inspect_header(tmp_path / name)
+            headers.inspect_header(tmp_path / name)
     with pytest.raises(InputError, match="absent"):
-        nifti.inspect_header(tmp_path / "absent.nii")
+        headers.inspect_header(tmp_path / "absent.nii")
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7, 3), (5, 6), (5, 6, 1)])
@@ -79,7 +79,7 @@ def test_an_impossible_spacing_is_told(tmp_path: Path, pixdim: tuple[float, ...]
     values = np.ones(8, dtype=np.float32)
     values[:4] = pixdim
     with pytest.raises(InputError, match="x.nii"):
-        nifti.inspect_header(patched(path, pixdim=values, sform_code=0))
+        headers.inspect_header(patched(path, pixdim=values, sform_code=0))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -102,7 +102,7 @@ def test_a_constant_volume_is_found(tmp_path: Path) -> None:
 def test_axes_that_are_not_orthonormal_are_repaired_and_told(tmp_path: Path) -> None:
     affine = np.diag([1.0, 1, 1, 1])
     affine[0, 1] = 0.05
-    header = nifti.inspect_header(saved(tmp_path / "x.nii", array(), affine))
+    header = headers.inspect_header(saved(tmp_path / "x.nii", array(), affine))
     assert any("orthogonal" in note for note in header.notes)
     directions = header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0)
     np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=1e-9)
@@ -111,7 +111,7 @@ def test_axes_that_are_not_orthonormal_are_repaired_and_told(tmp_path: Path) -> 
 def test_rounding_in_the_affine_is_silent(tmp_path: Path) -> None:
     affine = np.diag([1.0, 1, 1, 1])
     affine[0, 1] = 5e-7
-    assert not nifti.inspect_header(saved(tmp_path / "x.nii", array(), affine)).notes
+    assert not headers.inspect_header(saved(tmp_path / "x.nii", array(), affine)).notes
 
 
 def test_forms_that_disagree_are_told(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_forms_that_disagree_are_told(tmp_path: Path) -> None:
     image.set_qform(moved, 1)
     image.set_sform(np.eye(4), 1)
     nibabel.save(image, tmp_path / "x.nii")
-    header = nifti.inspect_header(tmp_path / "x.nii")
+    header = headers.inspect_header(tmp_path / "x.nii")
     assert any("qform" in note and "sform" in note for note in header.notes)
     np.testing.assert_array_equal(header.affine, np.eye(4))
 
@@ -248,17 +248,17 @@ def test_the_fast_way_to_a_header_says_what_the_slow_way_says(tmp_path: Path) ->
             else:
                 header[field] = float(header[field]) + 0.4
         start = header.structarr.tobytes() + bytes(4)
-        fast = nifti._plain(start)
+        fast = headers._plain(start)
         if fast is None:
             continue
         taken += 1
-        slow = nifti._judge(nifti._parse(start, tmp_path / "x.nii"), tmp_path / "x.nii")
+        slow = headers.judge(headers.parse(start, tmp_path / "x.nii"), tmp_path / "x.nii")
         assert slow.notes == ()
         assert (fast[0].shape, fast[0].orientation, fast[0].dtype) == (slow.shape, slow.orientation, slow.dtype)
         assert (fast[0].qform_code, fast[0].sform_code) == (slow.qform_code, slow.sform_code)
         np.testing.assert_allclose(fast[0].affine, slow.affine, rtol=0, atol=0)
         np.testing.assert_allclose(fast[0].spacing_mm, slow.spacing_mm, rtol=1e-12)
-        assert fast[1] == nifti._length(nifti._parse(start, tmp_path / "x.nii"))
+        assert fast[1] == headers.length(headers.parse(start, tmp_path / "x.nii"))
     assert taken > 1200
 
 
@@ -277,7 +277,7 @@ def test_a_qfac_of_0_counts_as_1(tmp_path: Path) -> None:
     for qfac, affine in ((0.0, wanted), (-1.0, header.get_qform())):
         header["pixdim"][0] = qfac
         path.write_bytes(header.structarr.tobytes() + bytes(4) + bytes(4 * 20 * 21 * 22))
-        np.testing.assert_allclose(nifti.inspect_header(path).affine, affine, atol=1e-5)
+        np.testing.assert_allclose(headers.inspect_header(path).affine, affine, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.mgz"])

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from neuroprior.core import artifacts, nifti
+from neuroprior.core import artifacts, headers, nifti
 from neuroprior.core.errors import ArtifactError, InputError, LeakageError
 from neuroprior.core.grids import canonical_grid, grid_of
 from neuroprior.core.resampling import resample_label_shares, resample_labels
@@ -68,7 +68,7 @@ def test_voxels_and_labels_are_those_of_the_files(store: Store, index_file: Path
     for session in store.sessions[:3]:
         for name, entry in session.scans.items():
             record = store.conformed(session.key, name)
-            header = nifti.inspect_header(scans[entry["scan"]].path)
+            header = headers.inspect_header(scans[entry["scan"]].path)
             assert record.native.shape == header.shape
             np.testing.assert_allclose(record.native.affine, header.affine)
         scan = scans[session.scans["T1w"]["scan"]]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuroprior.core import nifti
+from neuroprior.core import headers, nifti
 from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.core.records import Scan
 from neuroprior.data.index import read_index
@@ -195,7 +195,7 @@ def test_a_gzip_bomb_is_read_no_further_than_its_header_needs(tmp_path: Path) ->
             file.write(bytes(1 << 20))
     started = time.monotonic()
     tracemalloc.start()
-    assert nifti.inspect_header(tmp_path / "x.nii.gz").shape == (10, 10, 10)
+    assert headers.inspect_header(tmp_path / "x.nii.gz").shape == (10, 10, 10)
     assert nifti.read_scan(tmp_path / "x.nii.gz")[0].shape == (10, 10, 10)
     assert tracemalloc.get_traced_memory()[1] < 60 << 20
     tracemalloc.stop()
@@ -206,7 +206,7 @@ def test_a_header_of_astronomical_size_is_told(tmp_path: Path) -> None:
     content = bytearray(scan(tmp_path / "x.nii").read_bytes())
     struct.pack_into("<8h", content, 40, 3, 32767, 32767, 32767, 1, 1, 1, 1)
     (tmp_path / "x.nii").write_bytes(content)
-    for call in (nifti.inspect_header, nifti.read_scan, nifti.survey):
+    for call in (headers.inspect_header, nifti.read_scan, nifti.survey):
         with pytest.raises(InputError, match="cut short"):
             call(tmp_path / "x.nii")
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuroprior.core import formats, nifti
+from neuroprior.core import formats, headers, nifti
 from neuroprior.core.errors import InputError
 from neuroprior.readers import _people, bids
 
@@ -97,7 +97,7 @@ def test_headers(tmp_path: Path, seed: int, ending: str, packed: bytes) -> None:
         content = FUZZ.mutate(FUZZ.other(rng, ending), rng)
     path = tmp_path / f"x{ending}"
     path.write_bytes((gzip.compress(content, 1) if ending.endswith(("gz", ".mgz")) else content) + packed)
-    for call in (nifti.inspect_header, nifti.read_scan, nifti.read_labels, nifti.survey, nifti.read_surveyed):
+    for call in (headers.inspect_header, nifti.read_scan, nifti.read_labels, nifti.survey, nifti.read_surveyed):
         try:
             call(path)
         except InputError as error:

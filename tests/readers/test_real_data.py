@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from neuroprior.core import nifti
+from neuroprior.core import headers
 from neuroprior.core.records import Scan
 from neuroprior.data.index import BRAIN_LITRES, _check_mask, read_index
 from neuroprior.stages.index import index
@@ -45,7 +45,7 @@ def test_sform_0_beside_qform_1(rows: dict[str, Scan]) -> None:
     codes = {
         name
         for name, row in rows.items()
-        if row.status != "bad" and (h := nifti.inspect_header(row.path)).sform_code == 0 and h.qform_code > 0
+        if row.status != "bad" and (h := headers.inspect_header(row.path)).sform_code == 0 and h.qform_code > 0
     }
     assert found
     assert set(found) == codes

@@ -1,6 +1,6 @@
 """Volumes that are no NIfTI: FreeSurfer ``.mgz``/``.mgh``, MetaImage ``.mha``/``.mhd``, ``.nrrd``/``.nhdr``; headers and voxels.
 
-Called by :mod:`neuroprior.core.nifti`, whose functions take any of these paths. The three formats are a short header and plain or zlib-packed
+Called by :mod:`neuroprior.core.nifti` and :mod:`neuroprior.core.headers`, whose functions take any of these paths. The three formats are a short header and plain or zlib-packed
 voxels, so they are read here: nibabel reads an ``.mgz`` to its end to know its header, and SimpleITK ends the whole process on some damaged
 headers (four times in some thousand mutated ones), which no index of other people's files may. The tests compare with both. The LPS world
 of ITK becomes RAS. A header that keeps its voxels in another file may only name one in its own folder: a file that came by download must not

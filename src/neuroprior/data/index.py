@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import __version__
-from ..core import artifacts, formats, nifti
+from ..core import artifacts, formats, headers, nifti
 from ..core.errors import ArtifactError, ConfigError, InputError, NeuropriorError
 from ..core.grids import Grid, grid_of
 from ..core.places import is_address, local
@@ -273,13 +273,13 @@ def _check_scan(scan: Scan, voxels: bool, policies: Mapping[str, str]) -> Scan:
     status = scan.status
     if scan.path != clean(scan.path):
         raise InputError("the file's name is no UTF-8 text, and no table can hold it: rename it", file=clean(scan.path))
-    if scan.status == BAD and (os.path.isdir(scan.path) or not scan.path.lower().endswith(nifti.READABLE)):
+    if scan.status == BAD and (os.path.isdir(scan.path) or not scan.path.lower().endswith(headers.READABLE)):
         return scan  # a row about a folder, a link or an archive: the reader said what is wrong, and there is no image to look at
     try:
         facts = os.stat(scan.path)
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
             raise InputError("this is no regular file", file=scan.path, expected="a file", got=stat.filemode(facts.st_mode))
-        header = nifti.inspect_header(scan.path)
+        header = headers.inspect_header(scan.path)
     except (InputError, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, InputError) else _unreadable(scan.path, error)
         return replace(scan, status=BAD, reasons=(*reasons, reason), checks={**checks, "geometry": reason})
@@ -329,7 +329,7 @@ def _unreadable(path: str, error: Exception) -> str:
     return f"the file cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
 
 
-def _implausible(header: nifti.Header) -> list[str]:
+def _implausible(header: headers.Header) -> list[str]:
     said = []
     shown = " x ".join(f"{mm:.3g}" for mm in header.spacing_mm)
     if not SPACING_MM[0] <= min(header.spacing_mm) <= max(header.spacing_mm) <= SPACING_MM[1]:
@@ -395,7 +395,7 @@ class _Label:
 
 def _check_label(image: np.ndarray, grid: Grid, path: Path) -> _Label:
     try:
-        repaired = nifti.inspect_header(path).notes
+        repaired = headers.inspect_header(path).notes
         label, notes = nifti.read_labels(path)
     except InputError as error:
         return _Label(f"left out: {error.reason}", keep=False)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import artifacts, bias, nifti
+from ..core import artifacts, bias, headers, nifti
 from ..core.config import Config
 from ..core.conforming import Conformed, ConformSpec, conform
 from ..core.contrasts import UNKNOWN
@@ -34,7 +34,7 @@ FEW_VOXELS = 8
 
 CHANGING = "the file changed while it was read"
 """Reason of a scan that may be read another time, and ..."""
-PASSING = (CHANGING, nifti.MISSING, nifti.UNREADABLE_NOW)
+PASSING = (CHANGING, headers.MISSING, headers.UNREADABLE_NOW)
 """... of those that may come back, or whose disk does not answer: prepare tries their session again when it is next run."""
 
 ON_GRID_VOXELS = 0.1
@@ -215,9 +215,9 @@ def _state(path: str) -> tuple[int, int, int]:
     try:
         stat = Path(path).stat()
     except FileNotFoundError:
-        raise InputError(nifti.MISSING, file=path, next_step="check the path") from None
+        raise InputError(headers.MISSING, file=path, next_step="check the path") from None
     except OSError as error:
-        raise nifti.unreadable(path, error) from None
+        raise headers.unreadable(path, error) from None
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..core import contrasts as vocabulary
-from ..core import nifti
+from ..core import headers, nifti
 from ..core.errors import InputError
 from ..core.volume import Volume
 from . import presets
@@ -210,9 +210,9 @@ def _native(scan: ScanLike, affine: np.ndarray | None) -> _Native:
         )
     voxels = np.asarray(array, dtype=np.float32)
     x, y, z = voxels.shape
-    repaired, moved = nifti.orthonormal(place, (x, y, z))
+    repaired, moved = headers.orthonormal(place, (x, y, z))
     notes: tuple[str, ...] = ()
-    if moved > nifti.SILENT_VOXELS * float(np.linalg.norm(place[:3, :3], axis=0).min()):
+    if moved > headers.SILENT_VOXELS * float(np.linalg.norm(place[:3, :3], axis=0).min()):
         notes = (f"the axes of the affine are not at right angles; they were turned by up to {moved:.2g} mm at the corners",)
         place = repaired
     return _Native(Volume(voxels, place), image, notes)

@@ -22,14 +22,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core import contrasts, nifti
+from ..core import contrasts, headers
 from ..core.errors import InputError
 from ..core.records import BAD, OK, WARNING, Scan
 from . import _people
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = tuple(sorted(nifti.READABLE, key=len, reverse=True))
+ENDINGS = tuple(sorted(headers.READABLE, key=len, reverse=True))
 """Endings of images and labels, small; files may have them in capitals."""
 LABEL = "dseg"
 """The label's name in the index, as in BIDS."""
