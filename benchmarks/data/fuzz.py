@@ -340,7 +340,7 @@ def case(folder: Path, rng: random.Random, kind: str | None = None) -> str:
                     raise AssertionError("a bad row without a reason")
                 if rng.random() < 0.2:
                     outcome = "store"
-                    prepare(out / "index.parquet", out / "store", spacing="30.0", workers=1)
+                    prepare(out / "index.parquet", out / "store", spacing="30.0", workers=1, timeout=0)
             except NeuropriorError as error:
                 outcome = f"{type(error).__name__} of {outcome}"
     finally:
