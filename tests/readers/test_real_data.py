@@ -10,7 +10,10 @@ import pytest
 from neuroprior.core import headers
 from neuroprior.core.records import Scan
 from neuroprior.data.index import BRAIN_LITRES, _check_mask, read_index
+from neuroprior.data.pairs import PairConfig, PairDataset
+from neuroprior.data.store import Store
 from neuroprior.stages.index import index
+from neuroprior.stages.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +114,20 @@ def test_masks_that_are_no_brain_and_labels_elsewhere(rows: dict[str, Scan], rea
     )
     (thick,) = (row for row in rows.values() if row.dataset == "torchio-fernando")
     assert "it lies on another grid" in thick.checks["label"]
+
+
+def test_sessions_whose_heads_do_not_align_by_header_are_not_paired(real_data: Path, tmp_path: Path) -> None:
+    index([real_data / "openms-long"], tmp_path / "i.parquet", checks="header", workers=1)
+    prepare(tmp_path / "i.parquet", tmp_path / "s", spacing="4", workers=1, timeout=0)
+    pairs = PairDataset(
+        Store.open(tmp_path / "s"), ("train", "val", "test"), PairConfig(patch=16, kinds={"time": 1.0, "both": 1.0}), seed=0
+    )
+    alone = [not pairs[number]["paired"] for number in range(24)]
+    told = {
+        (first.split("/")[1], first.split("/")[2] != second.split("/")[2]): why
+        for (first, _, second, _), why in pairs.skipped.items()
+    }
+    assert {subject for subject, between in told if between} == {"sub-L03", "sub-L12", "sub-L19"}
+    assert any("the heads overlap by" in why for why in told.values())
+    assert any("makes them more alike" in why for why in told.values())
+    assert sum(alone) > 12
