@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from neuroprior.core.errors import InputError
+from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.data import preparing
 from neuroprior.data.index import read_index, read_table
 from neuroprior.data.mirror import MANIFEST
@@ -105,6 +105,13 @@ def test_a_store_made_at_an_address_is_that_of_a_folder(
     assert there.exit_code == 0
     assert fetch(url, tmp_path / "fetched").store_hash == here.store_hash
     assert not list((tmp_path / "cache").rglob("neuroprior-*"))
+
+
+def test_a_cluster_needs_a_disk_that_it_shares(river: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    table, url = river
+    monkeypatch.delenv("NEUROPRIOR_CACHE")
+    with pytest.raises(ConfigError, match="must all see the folder"):
+        prepare(table, url, spacing="4", scheduler="tcp://10.0.0.1:8786")
 
 
 def test_another_machine_goes_on_from_what_was_sent(

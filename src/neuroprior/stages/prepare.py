@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,11 @@ def prepare(
     if config.bias == "n4":
         need_n4("--bias n4")
     folder = kept_for(str(out)) / "made" if is_address(out) else Path(out)
+    if folder != out and (slurm or scheduler not in (None, "local")) and not os.environ.get("NEUROPRIOR_CACHE"):
+        raise ConfigError(
+            "the machines of a cluster must all see the folder in which the store is made before it is sent", got=str(folder),
+            next_step="set NEUROPRIOR_CACHE to a folder on a disk that they share",
+        )  # fmt: skip
     where = Where(workers, memory, timeout if timeout > 0 else None, scheduler, slurm)
     if dry_run:
         told = estimate(index, spec, config, where, folder)
