@@ -10,6 +10,7 @@ Each write of the process is seen by an audit hook, and each file around the cas
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import hashlib
 import json
@@ -168,7 +169,7 @@ def openmind_file(root: Path, rng: random.Random) -> Path:
         level = rng.choice(
             (image, session, subject, value, value["datasets"] if isinstance(value.get("datasets"), dict) else value)
         )
-        level[rng.choice([*level, "new"])] = rng.choice(odd)
+        level[rng.choice([*level, "new"])] = copy.deepcopy(rng.choice(odd))
     text = json.dumps(value).encode()
     put(root / "pretrain_data.json", mutate(text, rng, len(text)) if rng.random() < 0.5 else text)
     return root

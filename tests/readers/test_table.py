@@ -12,7 +12,7 @@ import pytest
 
 from neuroprior.core.errors import InputError, LeakageError
 from neuroprior.core.records import Scan
-from neuroprior.readers import table
+from neuroprior.readers import _people, table
 
 
 def read(path: Path, text: str = "", **options: object) -> tuple[list[Scan], str]:
@@ -103,3 +103,15 @@ def test_a_damaged_table_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "scans.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path / "scans.parquet")
+
+
+@pytest.mark.parametrize("number", [10**18, -(10**400), 10**400])
+def test_whole_numbers_that_no_column_holds_are_codes(number: int) -> None:
+    assert _people.value(str(number) if abs(number) < 10**300 else f"{'-' if number < 0 else ''}1{'0' * 400}") == _people.value(
+        number
+    )
+    assert isinstance(_people.value(number), str)
+    assert _people.value(10**17) == _people.value("1" + "0" * 17) == 10**17
+    rows = [{"age": f"1{'0' * 400}"}, {"age": "30"}]
+    assert _people.distrusted(rows, {}, lambda _: None) == {}
+    assert _people.age_years(rows[0]["age"]) is None

@@ -62,16 +62,17 @@ def once(tell: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def value(text: object) -> Any:
-    """A cell as None (``n/a``, empty), int, float or text. Numbers with leading zeros stay text: they are codes."""
+    """A cell as None (``n/a``, empty), int, float or text. Numbers with leading zeros, and whole ones of more than 18 digits, are text: they are codes."""
     if text is None or (isinstance(text, float) and math.isnan(text)):
         return None
     if not isinstance(text, str):
-        return text.item() if hasattr(text, "item") else text  # NumPy scalars of a Parquet table
+        plain = text.item() if hasattr(text, "item") else text  # NumPy scalars of a Parquet table
+        return str(plain) if isinstance(plain, int) and abs(plain) >= 10**18 else plain
     text = text.strip()
     if text.casefold() in MISSING:
         return None
     if re.fullmatch(r"[+-]?(0|[1-9]\d*)", text):
-        return int(text)
+        return int(text) if len(text.lstrip("+-")) <= 18 else text
     if re.fullmatch(r"[+-]?(0|[1-9]\d*)?\.\d+([eE][+-]?\d+)?|[+-]?[1-9]\d*(\.\d*)?[eE][+-]?\d+", text):
         return float(text)
     return text
