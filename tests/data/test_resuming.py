@@ -37,7 +37,7 @@ def files_of(path: Path) -> dict[str, tuple[int, int]]:
 
 def fresh(index: Path, tmp_path: Path, **options: object) -> str:
     shutil.rmtree(tmp_path / "fresh", ignore_errors=True)
-    return prepare(index, tmp_path / "fresh", spacing="4", workers=1, **options).store_hash  # type: ignore[arg-type]
+    return prepare(index, tmp_path / "fresh", spacing="4", workers=1, timeout=0, **options).store_hash  # type: ignore[arg-type]
 
 
 def other_voxels(path: Path) -> None:
@@ -51,7 +51,7 @@ def other_voxels(path: Path) -> None:
 def test_a_session_that_changed_is_prepared_anew(change: str, finished: bool, balls: Balls, tmp_path: Path) -> None:
     out = tmp_path / "store"
     first = ("T1w",) if change == "a scan more" else ("T1w", "FLAIR")
-    prepare(balls(2, first), out, spacing="4", workers=1)
+    prepare(balls(2, first), out, spacing="4", workers=1, timeout=0)
     before = files_of(out)
     if change == "other voxels":
         other_voxels(tmp_path / "raw/sub-1_FLAIR.nii.gz")
@@ -61,7 +61,7 @@ def test_a_session_that_changed_is_prepared_anew(change: str, finished: bool, ba
     index = balls(2, ("T1w",) if change == "a scan less" else ("T1w", "FLAIR"), **more)
     if not finished:
         (out / artifacts.MARKER).unlink()
-    summary = prepare(index, out, spacing="4", workers=1)
+    summary = prepare(index, out, spacing="4", workers=1, timeout=0)
     assert summary.left_out == 0
     assert summary.store_hash == fresh(index, tmp_path)
     assert store("verify", out).exit_code == 0
@@ -70,7 +70,7 @@ def test_a_session_that_changed_is_prepared_anew(change: str, finished: bool, ba
     for key in ("d/sub-0", "d/sub-1"):
         name = session_file(out, key).name
         assert (after[name] != before[name]) == (key in touched)
-    assert prepare(index, out, spacing="4", workers=1).store_hash == summary.store_hash
+    assert prepare(index, out, spacing="4", workers=1, timeout=0).store_hash == summary.store_hash
     assert files_of(out) == after, "what has not changed is not done again"
 
 
@@ -80,7 +80,7 @@ def test_scans_that_moved_and_older_stores_are_not_done_again(
     """The files under another folder are the same ones; a store that does not say what it was made of counts as unchanged."""
     out = tmp_path / "store"
     index = balls(2)
-    prepare(index, out, spacing="4", workers=1)
+    prepare(index, out, spacing="4", workers=1, timeout=0)
     before = files_of(out)
     shutil.move(tmp_path / "raw", tmp_path / "deep/er/raw")
     scans = []
@@ -88,9 +88,9 @@ def test_scans_that_moved_and_older_stores_are_not_done_again(
         path, *labels = (text.replace("/raw/", "/deep/er/raw/") for text in (scan.path, *scan.labels.values()))
         scans.append(replace(scan, path=path, labels=dict(zip(scan.labels, labels, strict=True))))
     moved = write_index(scans, tmp_path / "moved.parquet")
-    prepare(moved, out, spacing="4", workers=1)
+    prepare(moved, out, spacing="4", workers=1, timeout=0)
     assert files_of(out) == before
-    prepare(index, out, spacing="4", workers=1)  # its labels are out of reach: nobody can say that they changed
+    prepare(index, out, spacing="4", workers=1, timeout=0)  # its labels are out of reach: nobody can say that they changed
     assert files_of(out) == before
     shutil.move(tmp_path / "deep/er/raw", tmp_path / "raw")
     for file in out.rglob("*.nps"):  # as an older neuroprior wrote it
@@ -102,7 +102,7 @@ def test_scans_that_moved_and_older_stores_are_not_done_again(
     (out / artifacts.MARKER).unlink()
     before = files_of(out)
     with caplog.at_level(logging.INFO, logger="neuroprior"):
-        prepare(balls(2, age=99.0), out, spacing="4", workers=1)
+        prepare(balls(2, age=99.0), out, spacing="4", workers=1, timeout=0)
     assert files_of(out) == before
     assert "2 of 2 sessions are there" in caplog.text
 
@@ -130,7 +130,7 @@ def healed(index: Path, out: Path, tmp_path: Path) -> None:
     """After the reason has passed, a second prepare makes the store of a run that was never disturbed."""
     assert list(out.rglob("*.again")), "the session is to be tried again"
     assert store("verify", out).exit_code == 3
-    summary = prepare(index, out, spacing="4", workers=1, mask="index")
+    summary = prepare(index, out, spacing="4", workers=1, timeout=0, mask="index")
     assert summary.left_out == 0 and not list(out.rglob("*.again"))
     assert summary.store_hash == fresh(index, tmp_path, mask="index")
     assert store("verify", out).exit_code == 0
@@ -141,7 +141,7 @@ def test_what_vanishes_is_tried_again(thing: str, balls: Balls, tmp_path: Path) 
     index = balls(2)
     file = tmp_path / f"raw/sub-1_{THINGS[thing]}.nii.gz"
     file.rename(tmp_path / "aside")
-    first = prepare(index, tmp_path / "store", spacing="4", workers=1, mask="index")
+    first = prepare(index, tmp_path / "store", spacing="4", workers=1, timeout=0, mask="index")
     assert first.sessions == 2 and first.exit_code == 0
     told = [*Store.open(tmp_path / "store")["d/sub-1"].notes, *map(str, Store.open(tmp_path / "store").table["reason"])]
     assert any("does not exist" in text for text in told)
@@ -153,12 +153,12 @@ def test_a_session_that_is_tried_again_never_loses_what_it_has(balls: Balls, tmp
     """The FLAIR is back, and now the T1w and the label are out of reach."""
     index, raw, out = balls(2), tmp_path / "raw", tmp_path / "store"
     (raw / "sub-1_FLAIR.nii.gz").rename(tmp_path / "FLAIR")
-    prepare(index, out, spacing="4", workers=1, mask="index")
+    prepare(index, out, spacing="4", workers=1, timeout=0, mask="index")
     before = session_file(out, "d/sub-1").read_bytes()
     (tmp_path / "FLAIR").rename(raw / "sub-1_FLAIR.nii.gz")
     for name in ("T1w", "label"):
         (raw / f"sub-1_{name}.nii.gz").rename(tmp_path / name)
-    prepare(index, out, spacing="4", workers=1, mask="index")
+    prepare(index, out, spacing="4", workers=1, timeout=0, mask="index")
     assert session_file(out, "d/sub-1").read_bytes() == before
     for name in ("T1w", "label"):
         (tmp_path / name).rename(raw / f"sub-1_{name}.nii.gz")
@@ -180,7 +180,7 @@ def test_what_changes_while_it_is_read_is_tried_again(
         return result
 
     monkeypatch.setattr(nifti, name, slowly)
-    prepare(index, tmp_path / "store", spacing="4", workers=1, mask="index")
+    prepare(index, tmp_path / "store", spacing="4", workers=1, timeout=0, mask="index")
     monkeypatch.undo()
     healed(index, tmp_path / "store", tmp_path)
 
@@ -199,7 +199,7 @@ def test_a_disk_that_does_not_answer_is_asked_again(
         return real(path)
 
     monkeypatch.setattr(Path, "read_bytes", failing)
-    prepare(index, tmp_path / "store", spacing="4", workers=1, mask="index")
+    prepare(index, tmp_path / "store", spacing="4", workers=1, timeout=0, mask="index")
     monkeypatch.undo()
     healed(index, tmp_path / "store", tmp_path)
 
@@ -216,7 +216,7 @@ def test_a_disk_that_does_not_say_what_lies_on_it_is_asked_again(
         return real(path, **options)
 
     monkeypatch.setattr(Path, "stat", stat)
-    assert prepare(index, tmp_path / "store", spacing="4", workers=1, mask="index").left_out == 1
+    assert prepare(index, tmp_path / "store", spacing="4", workers=1, timeout=0, mask="index").left_out == 1
     monkeypatch.undo()
     healed(index, tmp_path / "store", tmp_path)
 
@@ -228,7 +228,7 @@ def test_a_session_of_which_nothing_can_be_read_fails(balls: Balls, tmp_path: Pa
     index = balls(2)
     for file in (tmp_path / "raw").glob("sub-1_[TF]*"):
         file.write_bytes(b"no volume")
-    summary = prepare(index, tmp_path / "store", spacing="4", workers=1)
+    summary = prepare(index, tmp_path / "store", spacing="4", workers=1, timeout=0)
     assert (summary.sessions, summary.failed, summary.quarantined, summary.exit_code) == (1, 1, 0, 3)
     assert "1 sessions failed" in str(summary)
 
@@ -236,17 +236,17 @@ def test_a_session_of_which_nothing_can_be_read_fails(balls: Balls, tmp_path: Pa
 def test_a_scan_that_is_left_out_of_its_session_is_no_failure(balls: Balls, tmp_path: Path) -> None:
     index = balls(2)
     (tmp_path / "raw/sub-1_FLAIR.nii.gz").write_bytes(b"no volume")
-    summary = prepare(index, tmp_path / "store", spacing="4", workers=1)
+    summary = prepare(index, tmp_path / "store", spacing="4", workers=1, timeout=0)
     assert (summary.left_out, summary.failed, summary.exit_code) == (1, 0, 0)
 
 
 def test_a_session_that_changed_and_cannot_be_read_keeps_its_file_and_fails(balls: Balls, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    prepare(balls(2), out, spacing="4", workers=1)
+    prepare(balls(2), out, spacing="4", workers=1, timeout=0)
     before = files_of(out)
     index = balls(2, age=50.0)
     shutil.rmtree(tmp_path / "raw")
-    assert prepare(index, out, spacing="4", workers=1).exit_code == 3
+    assert prepare(index, out, spacing="4", workers=1, timeout=0).exit_code == 3
     assert files_of(out) == before
     assert Store.open(out).read("d/sub-1", "T1w").any()
 
@@ -268,7 +268,7 @@ def test_of_two_runs_with_other_settings_at_one_moment_one_is_refused(
 
     def run(spacing: str) -> None:
         try:
-            outcomes.append(prepare(index, tmp_path / "store", spacing=spacing, workers=1))
+            outcomes.append(prepare(index, tmp_path / "store", spacing=spacing, workers=1, timeout=0))
         except ArtifactError as error:
             outcomes.append(error.what)
 

@@ -287,7 +287,9 @@ def test_an_error_in_a_worker_names_the_case(store_path: Path, tmp_path: Path) -
     store = Store.open(path)
     for session in store.sessions:
         session.file.unlink()
-    with pytest.raises(RuntimeError, match=r"(?s)sample \d+ could not be read.*sub-\d+"):
+    with pytest.raises(
+        InputError, match=r"(?s)sample \d+ \(heads/sub-\d+/ses-\d+ .*could not be read: a file of the store is missing"
+    ):
         samples(store, workers=1)
 
 

@@ -313,6 +313,6 @@ def test_a_full_disk_while_preparing_is_told_and_the_rest_follows(
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(ArtifactError, match=r"(?s)disk is full.*run the same command again"):
-        prepare(index_file, out, spacing="4", workers=1)
+        prepare(index_file, out, spacing="4", workers=1, timeout=0)
     monkeypatch.setattr(os, "replace", real)
     assert prepare(index_file, out, spacing="4", workers=1).store_hash == Store.open(store_path).store_hash
