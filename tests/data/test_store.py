@@ -288,7 +288,7 @@ def test_an_error_in_a_worker_names_the_case(store_path: Path, tmp_path: Path) -
     for session in store.sessions:
         session.file.unlink()
     with pytest.raises(
-        InputError, match=r"(?s)sample \d+ \(heads/sub-\d+/ses-\d+ .*could not be read: a file of the store is missing"
+        ArtifactError, match=r"(?s)sample \d+ \(heads/sub-\d+/ses-\d+ .*could not be read: a file of the store is missing"
     ):
         samples(store, workers=1)
 

@@ -45,6 +45,8 @@ SOURCE = "@source"
 MAGIC = b"NPSESS\x03\n"
 ALIGN = 64
 TAIL = struct.Struct("<QQ16s16s8s")
+HEAD = struct.Struct("<3i")
+"""Bytes of a chunk, of its blocks, and packed: four bytes behind its beginning."""
 CHUNK, BLOCK = 32, 16
 """Edges of a Blosc2 chunk, which is read whole, and of the blocks in it, which are decoded one by one: measured in benchmarks/data."""
 KNOWN = 256
@@ -300,11 +302,12 @@ class _Found:
         if zlib.crc32(self.tail, zlib.crc32(self.header)) != frame.crc:
             raise _damaged(Path(path), "an index of chunks that is not the one that was written")
         # where each chunk begins, in bytes behind the header; negative where all of it is one value
-        self.begin = np.frombuffer(blosc2.decompress2(self.tail), "<i8") if frame.chunks else np.zeros(0, np.int64)
-        if (self.begin >= frame.chunks).any():
+        begin = np.frombuffer(blosc2.decompress2(self.tail), "<i8") if frame.chunks else np.zeros(0, np.int64)
+        if (begin >= frame.chunks).any():
             raise _damaged(Path(path), "an index of chunks that points beyond them")
-        order = np.append(np.sort(self.begin), frame.chunks)
-        self.end = order[np.searchsorted(order, self.begin, side="right")]
+        order = np.append(np.sort(begin), frame.chunks)
+        self.begin: list[int] = begin.tolist()
+        self.end: list[int] = order[np.searchsorted(order, begin, side="right")].tolist()
         if len(self.begin) and self.begin[0] >= 0:  # Blosc2 looks at the head of the first chunk when a frame is opened
             at = frame.header + int(self.begin[0])
             self.first = head[at:] if at == frame.header else os.pread(file, CHUNK_HEAD, frame.offset + at)
@@ -340,23 +343,30 @@ class _Found:
             buffer[at : at + len(self.first)] = np.frombuffer(self.first, np.uint8)
         return buffer
 
-    def _load(self, file: int, buffer: np.ndarray, wanted: np.ndarray, array: Any) -> None:
-        """Read chunks into their places, and check what Blosc2 believes of their heads: nothing in one may point out of its chunk."""
-        if wanted.size and wanted[-1] >= len(self.begin):
+    def _load(self, file: int, buffer: np.ndarray, wanted: list[int], array: Any) -> None:
+        """Read chunks into their places, and check what Blosc2 believes of their heads: nothing in one may point out of its chunk.
+
+        In plain Python: a box of 64^3 touches some 27 chunks, for which NumPy's calls take three times as long.
+        """
+        begin, end, base, place = self.begin, self.end, self.frame.header, self.frame.offset
+        if wanted and wanted[-1] >= len(begin):
             raise _damaged(Path(self.path), "an index of chunks that does not fit the array")
-        begin, end = self.begin[wanted], self.end[wanted]
-        there = np.argsort(begin)[np.count_nonzero(begin < 0) :]
-        if not there.size:
+        spans = sorted([(begin[number], end[number]) for number in wanted if begin[number] >= 0])
+        if not spans:
             return
-        begin, end, base = begin[there], end[there], self.frame.header
-        gaps = np.flatnonzero(begin[1:] > end[:-1])
-        for first, last in zip(begin[[0, *(gaps + 1)]].tolist(), end[[*gaps, -1]].tolist(), strict=True):
-            self._fill(file, buffer[base + first : base + last], self.frame.offset + base + first)
+        first, last = spans[0]
+        for low, high in spans:
+            if low > last:
+                self._fill(file, buffer[base + first : base + last], place + base + first)
+                first = low
+            last = max(last, high)
+        self._fill(file, buffer[base + first : base + last], place + base + first)
         expected = (array.schunk.chunksize, math.prod(array.blocks) * array.dtype.itemsize)
-        heads = buffer[np.minimum((base + begin)[:, None] + np.arange(4, 16), len(buffer) - 1)].view("<i4")
-        longest = end - begin
-        if (heads[:, :2] != expected).any() or (heads[:, 2] < CHUNK_HEAD).any() or (heads[:, 2] > longest).any():
-            raise _damaged(Path(self.path), "a chunk that is not the one that was written")
+        head, most = memoryview(buffer), len(buffer) - HEAD.size - 4
+        for low, high in spans:
+            size, block, packed = HEAD.unpack_from(head, min(base + low, most) + 4)
+            if (size, block) != expected or not CHUNK_HEAD <= packed <= high - low:
+                raise _damaged(Path(self.path), "a chunk that is not the one that was written")
 
     def _fill(self, file: int, buffer: np.ndarray, place: int) -> None:
         while len(buffer):
@@ -366,11 +376,11 @@ class _Found:
             buffer, place = buffer[count:], place + count
 
 
-def _touched(shape: Sequence[int], chunks: Sequence[int], lows: Sequence[int], highs: Sequence[int]) -> np.ndarray:
+def _touched(shape: Sequence[int], chunks: Sequence[int], lows: Sequence[int], highs: Sequence[int]) -> list[int]:
     """Numbers of the chunks that a box touches, in rising order."""
-    x, y, z = (np.arange(low // edge, -(-high // edge)) for low, high, edge in zip(lows, highs, chunks, strict=True))
+    x, y, z = (range(low // edge, -(-high // edge)) for low, high, edge in zip(lows, highs, chunks, strict=True))
     _, ny, nz = (-(-extent // edge) for extent, edge in zip(shape, chunks, strict=True))
-    return ((x[:, None, None] * ny + y[:, None]) * nz + z).ravel()
+    return [(i * ny + j) * nz + k for i in x for j in y for k in z]
 
 
 _FOUND: dict[tuple[Any, ...], _Found] = {}
@@ -413,7 +423,9 @@ def read_array(path: str | Path, frame: Frame, box: Box | None = None) -> np.nda
 
 def scaled(stored: np.ndarray, scale: float) -> np.ndarray:
     """Stored voxels as float32 values, in an array of their own."""
-    return np.multiply(stored, np.float32(scale), order="C", dtype=np.float32)
+    values = stored.astype(np.float32, order="C")  # a tenth faster than one pass that does both
+    values *= np.float32(scale)
+    return values
 
 
 def check(path: Path) -> list[str]:
