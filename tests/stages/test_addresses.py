@@ -50,6 +50,17 @@ def test_an_index_of_an_address_says_what_one_of_the_folder_says(raw: Path, tmp_
     assert all(path.stat().st_blocks == 0 for path in scans)
 
 
+def test_an_index_named_by_a_relative_path_names_addresses_too(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(raw)
+    url = f"file://{tmp_path}/link"
+    first = index([url], Path("b.parquet"), workers=1)
+    assert all(row.path.startswith(f"{url}/sub-") for row in read_index(Path("b.parquet")))
+    assert index([url], Path("b.parquet"), workers=1).reused == first.ok + first.warning + first.bad
+
+
 def test_what_did_not_change_there_is_kept(raw: Path, tmp_path: Path) -> None:
     out, url = tmp_path / "b.parquet", f"file://{raw}"
     total = len(facts(out)) if index([url], out, workers=1) else 0

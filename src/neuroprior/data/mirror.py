@@ -59,7 +59,7 @@ def mirror(url: str, folder: Path) -> Path:
     """
     there = Folder(url)
     names = [name for name in PurePosixPath(there.root).parts if name.strip("./\\:")][-3:] or ["dataset"]
-    top = folder / hashlib.blake2b(url.rstrip("/").encode(), digest_size=6).hexdigest()
+    top = Path(os.path.abspath(folder)) / hashlib.blake2b(url.rstrip("/").encode(), digest_size=6).hexdigest()
     root = top.joinpath(*names)
     found = {path: facts for path, facts in there.listing().items() if _safe(path)}
     if not found:
@@ -110,7 +110,7 @@ def _told(top: str) -> tuple[str, str] | None:
 
 def _mirrors(folder: Path) -> dict[str, str]:
     """Mirror -> its address, of all mirrors in a folder."""
-    return dict(told for top in sorted(folder.glob("*")) if (told := _told(str(top))) is not None)
+    return dict(told for top in sorted(Path(os.path.abspath(folder)).glob("*")) if (told := _told(str(top))) is not None)
 
 
 def with_addresses(table: pa.Table, folder: Path) -> pa.Table:
