@@ -8,9 +8,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from neuroprior.core import places
+from neuroprior.core import formats, nifti, places
 from neuroprior.core.errors import ArtifactError, InputError
-from neuroprior.data.mirror import MANIFEST, address_of, mirror
+from neuroprior.core.records import Scan
+from neuroprior.data.index import to_table
+from neuroprior.data.mirror import MANIFEST, address_of, mirror, with_addresses, with_mirrors
 
 
 @pytest.fixture
@@ -84,3 +86,40 @@ def test_a_file_is_here_while_it_is_read(url: str, tmp_path: Path) -> None:
         assert path == str(tmp_path / "x")
     with pytest.raises(ArtifactError, match="missing there"), places.local(f"{url}/no.json"):
         raise AssertionError
+
+
+def test_a_detached_header_comes_with_its_voxels(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/itk"
+    files, root = fsspec.core.url_to_fs(url)
+    files.pipe_file(
+        f"{root}/a.mhd", b"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    )
+    files.pipe_file(f"{root}/a.raw", bytes(range(8)))
+    root_here = mirror(url, tmp_path / "m.mirror")
+    assert formats.voxel_file(root_here / "a.mhd") == root_here / "a.raw"  # so that a change of the voxels is seen
+    with places.local(f"{url}/a.mhd") as path:
+        assert nifti.read_scan(path)[0].voxels.ravel(order="F").tolist() == list(range(8))
+
+
+def test_an_address_that_tells_no_state_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places.Folder, "listing", lambda self, under="": {"a.nii": {"size": 3}})
+    mirror(f"memory://{tmp_path.name}/x", tmp_path / "m.mirror")
+    assert "neither times nor tags" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(places.Folder, "listing", lambda self, under="": {"a.nii": {"size": 3, "ETag": "x"}})
+    mirror(f"memory://{tmp_path.name}/x", tmp_path / "m.mirror")
+    assert "neither times nor tags" not in caplog.text
+
+
+def test_one_address_may_lie_below_another(tmp_path: Path, url: str) -> None:
+    folder = tmp_path / "m.mirror"
+    inner, outer = mirror(url, folder), mirror(url.rpartition("/")[0], folder)
+    paths = [f"{inner}/sub-01/anat/sub-01_T1w.nii.gz", f"{outer}/ds1/sub-01/anat/sub-01_T1w.nii.gz"]
+    scans = [Scan(f"d/{n}", "d", "d/a", "", "T1w", "T1w", path, labels={"x": path}) for n, path in enumerate(paths)]
+    told = with_addresses(to_table(scans), folder)
+    assert told.column("path").to_pylist() == [f"{url}/sub-01/anat/sub-01_T1w.nii.gz"] * 2
+    back = with_mirrors(told, folder)
+    assert back.column("path").to_pylist() == [paths[0]] * 2
+    assert paths[0] in back.column("labels")[1].as_py()

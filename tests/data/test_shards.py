@@ -176,3 +176,16 @@ def test_an_outbox_for_another_store_is_refused(store_path: Path, tmp_path: Path
     with pytest.raises(ArtifactError, match="another store was begun there"), Outbox(mine, url):
         raise AssertionError
     assert Store.open(url).keys()
+
+
+def test_a_session_made_again_in_the_same_size_is_sent_though_the_run_was_cut_off(store_path: Path, tmp_path: Path) -> None:
+    url, here = f"memory://{tmp_path.name}/again", tmp_path / "here"
+    shutil.copytree(store_path, here)
+    with Outbox(here, url) as box:
+        box.finish()
+    file = session_file(here, Store.open(here).keys()[0])
+    file.write_bytes(file.read_bytes())  # made again, and killed before it was sent
+    with Outbox(here, url) as box:
+        assert box.send() == 1
+    with Outbox(here, url) as box:
+        assert box.send() == 0

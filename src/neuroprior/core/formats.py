@@ -69,15 +69,19 @@ def load(path: Path) -> tuple[Facts, np.ndarray]:
     return _mgh(path) if path.name.lower().endswith(FREESURFER) else _text_volume(path)
 
 
-def voxel_file(path: str | Path) -> Path:
+def voxel_file(path: str | Path, *, there: bool = True) -> Path:
     """The file that holds a volume's voxels: the one that a MetaImage or NRRD header names, otherwise the path itself.
+
+    Args:
+        path: of the volume.
+        there: whether that file must be there.
 
     Raises:
         InputError: as :func:`inspect`, for those headers.
         OSError: the header cannot be opened.
     """
     path = Path(path)
-    return _texts(path)[1].file if path.name.lower().endswith(ITK) else path
+    return _texts(path, there=there)[1].file if path.name.lower().endswith(ITK) else path
 
 
 # ------------------------------------------------------------------------------------------------------------ FreeSurfer
@@ -165,12 +169,14 @@ class _Voxels:
     packed: bool
 
 
-def _texts(path: Path) -> tuple[Facts, _Voxels]:
-    """The facts of a MetaImage or NRRD header, and where its voxels are."""
+def _texts(path: Path, *, there: bool = True) -> tuple[Facts, _Voxels]:
+    """The facts of a MetaImage or NRRD header, and where its voxels are; whether they are ``there`` is looked at too."""
     with open(path, "rb") as file:
         start = file.read(_LONGEST_HEADER)
     facts, voxels = _meta(start, path) if path.suffix.lower() in (".mha", ".mhd") else _nrrd(start, path)
-    if voxels.packed:
+    if there and not voxels.file.is_file():
+        raise InputError("the voxels that the header names are not there", file=path, expected=voxels.file.name)
+    if voxels.packed or not there:
         return facts, voxels
     needed = math.prod(facts.shape) * facts.dtype.itemsize + max(voxels.start, 0)
     size = voxels.file.stat().st_size
@@ -242,8 +248,6 @@ def _data_file(path: Path, where: str) -> Path:
         )
     if not where or "\0" in where or not (path.parent / where).resolve().is_relative_to(path.parent.resolve()):
         raise InputError("the header names voxels outside its folder", file=path, expected="a file beside it", got=where[:80])
-    if not (path.parent / where).is_file():
-        raise InputError("the voxels that the header names are not there", file=path, expected=where[:80])
     return path.parent / where
 
 

@@ -12,15 +12,19 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from . import artifacts
+from . import artifacts, formats
 from .errors import ArtifactError, InputError, MissingDependency
 
 Place = Path | str
 """A path of this machine, or an address as text."""
+
+AT_ONCE = 8
+"""Files that travel at once."""
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 
@@ -58,18 +62,27 @@ def kept_for(address: str) -> Path:
 
 @contextlib.contextmanager
 def local(place: str) -> Iterator[str]:
-    """A file as a path of this machine: itself, or a copy for as long as the block runs.
+    """A file as a path of this machine: itself, or a copy for as long as the block runs (of a detached header with the file of its voxels).
 
     Raises:
         ArtifactError: it is not at the address, or the other side does not answer.
+        InputError: it is a header that does not say where its voxels are.
     """
     if not is_address(place):
         yield place
         return
     url, _, name = place.rpartition("/")
+    there = folder_at(url)
     with tempfile.TemporaryDirectory(prefix="neuroprior-") as folder:
-        folder_at(url).get(name, Path(folder) / name)
-        yield str(Path(folder) / name)
+        file = Path(folder, name)
+        there.get(name, file)
+        if (
+            name.lower().endswith(formats.ITK)
+            and (voxels := formats.voxel_file(file, there=False)) != file
+            and voxels.parent == file.parent
+        ):
+            there.get(voxels.name, voxels)
+        yield str(file)
 
 
 @functools.lru_cache(maxsize=8)
@@ -190,6 +203,25 @@ class Folder:
             file=f"{self.url.rstrip('/')}/{name}", got=None if missing else str(error) or type(error).__name__,
             next_step="check the address, and that you may read and write there; then run the same command again: it resumes",
         )  # fmt: skip
+
+
+def all_at_once(
+    do: Callable[[str], object], names: Iterable[str], progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Do something for each name, several at once, since the time goes by waiting; the first error ends it.
+
+    Args:
+        do: called with each name, in threads.
+        names: of files.
+        progress: told how many of how many are done.
+    """
+    names = list(names)
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        for number, _ in enumerate(pool.map(do, names), start=1):
+            progress(number, len(names))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _package(url: str) -> str:

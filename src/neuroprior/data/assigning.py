@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import seeds
 from ..core.errors import ConfigError, InputError, LeakageError, suggestion
+from .splits import linked
 from .splits import strata as bins_of
 
 if TYPE_CHECKING:
@@ -234,22 +235,10 @@ def plan_splits(
         LeakageError: a group that must stay together has members with different given splits.
     """
     given = given or {}
-    head = {name: name for name in strata}
-
-    def root(name: str) -> str:
-        while head[name] != name:
-            head[name] = head[head[name]]
-            name = head[name]
-        return name
-
-    for group in together:
-        known = [name for name in group if name in head]
-        for name in known[1:]:
-            a, b = sorted((root(known[0]), root(name)))
-            head[b] = a
+    of = linked([[name for name in group if name in strata] for group in together])
     members: dict[str, list[str]] = {}
     for name in strata:
-        members.setdefault(root(name), []).append(name)
+        members.setdefault(min(of.get(name, (name,))), []).append(name)
     groups: dict[tuple[str, ...], list[str]] = {}
     for name in members:
         groups.setdefault(strata[name], []).append(name)

@@ -14,16 +14,14 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ..core import artifacts, formats
+from ..core import artifacts
 from ..core.errors import ArtifactError, InputError
-from ..core.places import Folder, folder_at, is_address
+from ..core.places import Folder, all_at_once, is_address, local
 from ..core.records import Scan
 
 if TYPE_CHECKING:
@@ -35,11 +33,12 @@ MANIFEST = ".neuroprior-mirror.json"
 """What is mirrored, and of which state."""
 ENDING = ".mirror"
 """Of the name of the folder beside an index that holds its mirrors."""
-TEXTS = (".tsv", ".csv", ".json", ".yaml", ".yml", ".txt", ".md", ".rst", "")
-"""Endings of files that are brought; the empty one is of README, LICENSE and the like."""
+TEXTS = (".tsv", ".csv", ".json", ".yaml", ".yml", ".txt", ".md", ".rst", ".mhd", ".nhdr", "")
+"""Endings of files that are brought: tables, texts, and headers that name the file of their voxels; the empty one is of README, LICENSE and the like."""
 LARGEST = 256 << 20
 """Bytes beyond which a text is left a placeholder too."""
-AT_ONCE = 16
+TELLING = ("ETag", "etag", "md5", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What drivers call a tag or a time of a file."""
 
 
 def mirror(url: str, folder: Path) -> Path:
@@ -66,6 +65,10 @@ def mirror(url: str, folder: Path) -> Path:
         raise InputError("there is nothing at this address", file=url, next_step="check the address, and that you may read there")
     manifest: dict[str, Any] = artifacts.read_json(top / MANIFEST) if (top / MANIFEST).is_file() else {}
     before: dict[str, str] = manifest.get("files", {})
+    if not any(facts.get(name) for facts in found.values() for name in TELLING):
+        logger.warning(
+            "%s tells neither times nor tags of its files: one that changes and keeps its size is not seen to change", url
+        )
     stamps = {path: _stamp(facts) for path, facts in found.items()}
     changed = [path for path, stamp in stamps.items() if before.get(path) != stamp]
     if changed != list(stamps) or before:
@@ -77,9 +80,7 @@ def mirror(url: str, folder: Path) -> Path:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         with open(root / path, "wb") as file:
             file.truncate(int(found[path].get("size") or 0))
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(lambda path: there.get(path, root / path), texts):
-            pass
+    all_at_once(lambda path: there.get(path, root / path), texts)
     for path in changed:
         when = int(hashlib.blake2b(stamps[path].encode(), digest_size=6).hexdigest(), 16)  # a time that changes with the state
         os.utime(root / path, ns=(when, when))
@@ -120,7 +121,8 @@ def with_addresses(table: pa.Table, folder: Path) -> pa.Table:
 
 def with_mirrors(table: pa.Table, folder: Path) -> pa.Table:
     """The inverse of :func:`with_addresses`."""
-    return _replaced(table, {url + "/": root + "/" for root, url in _mirrors(folder).items()})
+    longest = sorted(_mirrors(folder).items(), key=lambda item: -len(item[1]))  # one address may lie below another
+    return _replaced(table, {url + "/": root + "/" for root, url in longest})
 
 
 def _replaced(table: pa.Table, texts: dict[str, str]) -> pa.Table:
@@ -144,16 +146,17 @@ def brought(scans: Sequence[Scan]) -> Iterator[list[Scan]]:
     """
     with contextlib.ExitStack() as stack:
         known: dict[str, str] = {}
-        folder: list[str] = []
 
         def here(path: str) -> str:
-            address = path if is_address(path) else address_of(path)
+            address = address_of(path)
             if not is_address(address):
                 return path
             if address not in known:
-                if not folder:
-                    folder.append(stack.enter_context(tempfile.TemporaryDirectory(prefix="neuroprior-")))
-                known[address] = _fetched(address, Path(folder[0], str(len(known))))
+                try:
+                    known[address] = stack.enter_context(local(address))
+                except (ArtifactError, InputError) as error:
+                    logger.warning("%s does not come: %s", address, error.reason)
+                    known[address] = address
             return known[address]
 
         yield [
@@ -163,20 +166,6 @@ def brought(scans: Sequence[Scan]) -> Iterator[list[Scan]]:
             )
             for scan in scans
         ]  # fmt: skip
-
-
-def _fetched(address: str, folder: Path) -> str:
-    """A file's copy in a folder; with a detached header come its voxels."""
-    url, _, name = address.rpartition("/")
-    try:
-        folder_at(url).get(name, folder / name)
-        if name.lower().endswith(formats.ITK):
-            voxels = formats.voxel_file(folder / name)
-            if voxels != folder / name and voxels.parent == folder:
-                folder_at(url).get(voxels.name, voxels)
-    except (ArtifactError, InputError) as error:
-        logger.warning("%s does not come: %s", address, error.reason)
-    return str(folder / name)
 
 
 def _safe(path: str) -> bool:
@@ -194,11 +183,7 @@ def _is_text(path: str, facts: dict[str, Any]) -> bool:
 
 def _stamp(facts: dict[str, Any]) -> str:
     """A file's state, as far as its driver tells it."""
-    known = (
-        facts.get(name)
-        for name in ("size", "ETag", "etag", "md5", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
-    )
-    return "|".join(str(value) for value in known)
+    return "|".join(str(facts.get(name)) for name in ("size", *TELLING))
 
 
 def _tidy(root: Path) -> None:

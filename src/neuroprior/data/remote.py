@@ -2,7 +2,7 @@
 
 Any address that fsspec knows will do; who may read or write is settled as its driver says (environment, profile). Both ways are resumed by
 the same call, the marker of completeness is written last, and what was fetched is checked against the hash that the store had when it was
-made. File names come from the sessions' keys, never from the other side, so nothing is written outside the folder.
+made. File names come from the sessions' keys, or are of their form, so nothing is written outside the folder.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..core import artifacts
 from ..core.errors import ArtifactError
-from ..core.places import Folder
+from ..core.places import Folder, all_at_once
 from . import sessions
 from .sessions import AGAIN, SUFFIX, session_file
-from .shards import DESCRIPTION, TABLES, TRIES
+from .shards import DESCRIPTION, TABLES, get_session, marker_at
 from .store import Store, hash_store, read_description
 from .table import Table
 
@@ -32,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 OURS = re.compile(r"sessions/[0-9a-f]{2}/[A-Za-z0-9_.-]+(" + re.escape(SUFFIX) + "|" + re.escape(AGAIN) + ")")
 """Names of files that may come from the other side."""
+SENT = "sent.json"
+"""What was sent of a store that is made here, with the time of each file's last change; without it (a killed run) files are sent once more."""
 EVERY_S = 3.0
 """Seconds between two looks for sessions that are to be sent."""
-AT_ONCE = 8
-"""Files that travel at once: the time goes by waiting."""
 Progress = Callable[[int, int], None]
 
 
@@ -85,10 +83,15 @@ class Outbox:
                 raise ArtifactError(
                     "another store was begun there", file=self.url, next_step=f"choose another address, or remove {self.path}"
                 )
-        self._bring()
-        sizes = self.there.sizes("sessions")
+        brought, sizes, here = set(self._bring()), self.there.sizes("sessions"), self._here()
+        before = artifacts.read_json(self.path / SENT) if (self.path / SENT).is_file() else {}
+        # the size alone would not tell: a corrected age leaves it as it was
         self._sent = {
-            name: changed for name, changed in self._here().items() if sizes.get(name) == (self.path / name).stat().st_size
+            name: changed
+            for name, changed in here.items()
+            if name in sizes
+            and (name in brought or before.get(name) == changed)
+            and sizes[name] == (self.path / name).stat().st_size
         }
         self.there.remove(artifacts.MARKER)
         self._thread.start()
@@ -97,6 +100,7 @@ class Outbox:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+        artifacts.write_json(self.path / SENT, self._sent)
 
     def _here(self) -> dict[str, int]:
         """Session files (and those that say that one is to be made again), with the time of their last change."""
@@ -107,7 +111,7 @@ class Outbox:
                     found[name] = file.stat().st_mtime_ns
         return found
 
-    def _bring(self) -> None:
+    def _bring(self) -> list[str]:
         here = self._here()
         wanted = [name for name in self.there.sizes("sessions") if OURS.fullmatch(name) and name not in here]
         if wanted:
@@ -117,7 +121,8 @@ class Outbox:
             if not self.there.get(name, self.path / name, lambda file: name.endswith(AGAIN) or sessions.sound(file)):
                 logger.warning("%s/%s is damaged there and is made again", self.url, name)
 
-        _all_at_once(one, wanted, lambda done, total: None)
+        all_at_once(one, wanted)
+        return wanted
 
     def _send_on(self) -> None:
         while not self._stop.wait(EVERY_S):
@@ -139,7 +144,7 @@ class Outbox:
 
         if todo and not self.there.has(DESCRIPTION):
             self.there.put(self.path / DESCRIPTION, DESCRIPTION)
-        _all_at_once(one, todo, lambda done, total: None)
+        all_at_once(one, todo)
         for name in [name for name in self._sent if name not in here]:
             self.there.remove(name)
             del self._sent[name]
@@ -174,7 +179,7 @@ def publish(path: Path, url: str, *, again: bool = False, progress: Progress = l
     store, there = Store.open(path), Folder(url)
     description = (path / DESCRIPTION).read_bytes()
     if there.has(artifacts.MARKER):
-        found = _json(there, artifacts.MARKER).get("store_hash")
+        found = marker_at(there)["store_hash"]
         if found != store.store_hash:
             raise ArtifactError(
                 "another store lies there", file=url, expected=store.store_hash, got=found, next_step="choose another address"
@@ -187,7 +192,7 @@ def publish(path: Path, url: str, *, again: bool = False, progress: Progress = l
     names = {session_file(Path(), key).as_posix(): session_file(path, key) for key in keys}
     sizes = there.sizes("sessions")
     todo = {name: file for name, file in names.items() if again or sizes.get(name) != file.stat().st_size}
-    _all_at_once(lambda name: there.put(todo[name], name), todo, progress)
+    all_at_once(lambda name: there.put(todo[name], name), todo, progress)
     for name in TABLES:
         there.put(path / name, name)
     there.put(path / artifacts.MARKER, artifacts.MARKER)
@@ -202,11 +207,7 @@ def fetch(url: str, path: Path, *, progress: Progress = lambda done, total: None
         MissingDependency, InputError: see :class:`Folder`.
     """
     there = Folder(url)
-    if not there.has(artifacts.MARKER):
-        raise ArtifactError(
-            "there is no finished store at this address", file=url, next_step="neuroprior store publish STORE --url ..."
-        )
-    marker = _json(there, artifacts.MARKER)
+    marker = marker_at(there)
     if (path / artifacts.MARKER).exists():
         here = artifacts.read_json(path / artifacts.MARKER).get("store_hash")
         if here != marker.get("store_hash"):
@@ -228,15 +229,9 @@ def fetch(url: str, path: Path, *, progress: Progress = lambda done, total: None
 
     def one(key: str) -> None:
         name, file = session_file(Path(), key).as_posix(), session_file(path, key)
-        for _ in range(TRIES):
-            if there.get(name, file, lambda came: _arrived(came, expected[key])):
-                return
-        raise ArtifactError(
-            "a session does not arrive as it was published", file=f"{url.rstrip('/')}/{name}",
-            next_step="verify the store where it was made, and publish it again: neuroprior store publish STORE --url ... --again",
-        )  # fmt: skip
+        get_session(there, name, file, lambda came: _arrived(came, expected[key]))
 
-    _all_at_once(one, todo, progress)
+    all_at_once(one, todo, progress)
     whole = hashlib.sha256()
     for key in expected:
         whole.update(sessions.read(session_file(path, key))[0])
@@ -261,22 +256,3 @@ def _alike(one: bytes, other: bytes) -> bool:
 def _arrived(file: Path, digest: str) -> bool:
     """Whether a session file is there, byte for byte as it was written, with this record."""
     return sessions.sound(file) and hashlib.sha256(sessions.read(file)[0]).hexdigest() == digest
-
-
-def _json(there: Folder, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(there.read(name))
-    except ValueError as error:
-        raise ArtifactError("the file is damaged", file=f"{there.url.rstrip('/')}/{name}", got=str(error)) from None
-    return found if isinstance(found, dict) else {}
-
-
-def _all_at_once(do: Callable[[str], None], names: Iterable[str], progress: Progress) -> None:
-    """Do something for each name, several at once; the first error ends it."""
-    names = list(names)
-    pool = ThreadPoolExecutor(AT_ONCE)
-    try:
-        for number, _ in enumerate(pool.map(do, names), start=1):
-            progress(number, len(names))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ..core import artifacts
 from ..core.errors import ArtifactError
-from ..core.places import folder_at, kept_for
+from ..core.places import Folder, folder_at, kept_for
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +35,47 @@ def opened(address: str) -> Path:
         MissingDependency, InputError: see :class:`~neuroprior.core.places.Folder`.
     """
     there = folder_at(address)
-    if not there.has(artifacts.MARKER):
-        raise ArtifactError(
-            "there is no finished store at this address", file=address, next_step="neuroprior store publish STORE --url ..."
-        )
-    content = there.read(artifacts.MARKER)
-    try:
-        store_hash = str(json.loads(content)["store_hash"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError("the file is damaged", file=f"{address}/{artifacts.MARKER}", got=str(error)) from None
-    here = kept_for(address) / "".join(c for c in store_hash[:16] if c.isalnum())
+    marker = marker_at(there)
+    here = kept_for(address) / "".join(c for c in str(marker["store_hash"])[:16] if c.isalnum())
     if not artifacts.is_complete(here):
         for name in (DESCRIPTION, *TABLES):
             there.get(name, here / name)
         artifacts.write_json(here / SOURCE, {"address": address})
-        artifacts.write_text(here / artifacts.MARKER, content.decode())
+        artifacts.mark_complete(here, marker)
     logger.info("%s: sessions are kept in %s as they are drawn", address, here)
     return here
+
+
+def marker_at(there: Folder) -> dict[str, Any]:
+    """What the marker of a finished store at an address says, its ``store_hash`` at least.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    if not there.has(artifacts.MARKER):
+        raise ArtifactError(
+            "there is no finished store at this address", file=there.url, next_step="neuroprior store publish STORE --url ..."
+        )
+    try:
+        found = json.loads(there.read(artifacts.MARKER))
+        return {**found, "store_hash": str(found["store_hash"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError("the file is damaged", file=f"{there.url.rstrip('/')}/{artifacts.MARKER}", got=str(error)) from None
+
+
+def get_session(there: Folder, name: str, file: Path, sound: Callable[[Path], bool]) -> None:
+    """Copy a session from an address, again where it does not arrive as it was written.
+
+    Raises:
+        ArtifactError: it is not there, or never arrives as it was written.
+    """
+    for _ in range(TRIES):
+        if there.get(name, file, sound):
+            return
+    raise ArtifactError(
+        "a session does not arrive as it was published", file=f"{there.url.rstrip('/')}/{name}",
+        next_step="verify the store where it was made, and publish it again: neuroprior store publish STORE --url ... --again",
+    )  # fmt: skip
 
 
 def bring(file: Path, sound: Callable[[Path], bool]) -> bool:
@@ -67,14 +92,8 @@ def bring(file: Path, sound: Callable[[Path], bool]) -> bool:
     address = _source(root)
     if address is None:
         return False
-    name = file.relative_to(root).as_posix()
-    for _ in range(TRIES):
-        if folder_at(address).get(name, file, sound):
-            return True
-    raise ArtifactError(
-        "a session does not arrive as it was published", file=f"{address.rstrip('/')}/{name}",
-        next_step="verify the store where it was made, and publish it again: neuroprior store publish STORE --url ... --again",
-    )  # fmt: skip
+    get_session(folder_at(address), file.relative_to(root).as_posix(), file, sound)
+    return True
 
 
 @lru_cache(maxsize=64)

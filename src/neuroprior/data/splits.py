@@ -13,7 +13,7 @@ import csv
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,15 @@ def shots(of: Mapping[str, str], k: int | None, *, seed: int = 0, per_class: boo
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
+def linked(groups: Iterable[Sequence[str]]) -> dict[str, frozenset[str]]:
+    """Each name of some groups with all that it is linked to, itself among them: groups that share a name are one."""
+    of: dict[str, frozenset[str]] = {}
+    for group in groups:
+        whole = frozenset(group).union(*(of.get(name, ()) for name in group))
+        of.update(dict.fromkeys(whole, whole))
+    return of
+
+
 def unparted(folds: Sequence[Fold], groups: Sequence[Sequence[str]]) -> list[Fold]:
     """The folds without what would tell their tests beforehand.
 
@@ -205,10 +214,7 @@ def unparted(folds: Sequence[Fold], groups: Sequence[Sequence[str]]) -> list[Fol
         folds: as the functions here make them.
         groups: subjects that belong together (:meth:`neuroprior.data.store.Store.inseparable`); they may overlap.
     """
-    of: dict[str, set[str]] = {}
-    for group in groups:
-        whole = set(group).union(*(of.get(name, ()) for name in group))
-        of.update(dict.fromkeys(whole, whole))
+    of = linked(groups)
     made, out, moved = [], set(), set()
     for fold in folds:
         known = set().union(*(of.get(subject, ()) for subject in fold.part("test")))

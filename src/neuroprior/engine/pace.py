@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import peak_memory
 from . import optimisers
 from .allocator import keep_freed_memory
 from .device import device_of, set_layout, set_recompute, takes_bf16
@@ -119,8 +118,7 @@ def take(
     if not step_s:
         raise ValueError("at least three steps of batches are needed")
     meter.read(book)
-    peak = book.peak_memory_mb if cuda else float(peak_memory.peak_mb())
     name = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
     return Pace(
-        name, "bf16" if low else "32", tuple(step_s), tuple(wait_s), tuple(processor_s), peak, book.energy_kwh
+        name, "bf16" if low else "32", tuple(step_s), tuple(wait_s), tuple(processor_s), book.peak_memory_mb, book.energy_kwh
     )  # fmt: skip
