@@ -33,26 +33,42 @@ import record
 
 SIZES = (64, 96, 160)
 SHUFFLE, BITS = blosc2.Filter.SHUFFLE, blosc2.Filter.BITSHUFFLE
-LAYOUTS: dict[str, tuple[int, int, blosc2.Codec, int, blosc2.Filter]] = {
-    "as in the code": (sessions.CHUNK, sessions.BLOCK, blosc2.Codec.LZ4HC, 4, SHUFFLE),
-    "bit shuffle": (sessions.CHUNK, sessions.BLOCK, blosc2.Codec.LZ4HC, 4, BITS),
-    "chunks of 64": (64, 16, blosc2.Codec.LZ4HC, 4, SHUFFLE),
-    "blocks of 32": (32, 32, blosc2.Codec.LZ4HC, 4, SHUFFLE),
-    "chunks of 16": (16, 16, blosc2.Codec.LZ4HC, 4, SHUFFLE),
-    "LZ4": (32, 16, blosc2.Codec.LZ4, 5, SHUFFLE),
-    "LZ4HC 9": (32, 16, blosc2.Codec.LZ4HC, 9, SHUFFLE),
-    "zstd 1": (32, 16, blosc2.Codec.ZSTD, 1, SHUFFLE),
-    "zstd 5": (32, 16, blosc2.Codec.ZSTD, 5, SHUFFLE),
+SPLIT, WHOLE = blosc2.SplitMode.ALWAYS_SPLIT, blosc2.SplitMode.FORWARD_COMPAT_SPLIT
+HC, LZ4, ZSTD = blosc2.Codec.LZ4HC, blosc2.Codec.LZ4, blosc2.Codec.ZSTD
+Shape = tuple[int, int, int]
+Layout = tuple[Shape, Shape, blosc2.Codec, int, blosc2.Filter, blosc2.SplitMode]
+
+
+def cube(edge: int) -> Shape:
+    """Voxels of a cube."""
+    return edge, edge, edge
+
+
+LAYOUTS: dict[str, Layout] = {
+    "as in the code": (sessions.CHUNK, sessions.BLOCK, HC, 5, SHUFFLE, SPLIT),
+    "as it was": (cube(32), cube(16), HC, 4, SHUFFLE, WHOLE),
+    "blocks of 16": (cube(32), cube(16), HC, 5, SHUFFLE, SPLIT),
+    "blocks of 24 x 24 x 24": (cube(24), cube(24), HC, 5, SHUFFLE, SPLIT),
+    "blocks of 12 x 12 x 24": ((24, 24, 48), (12, 12, 24), HC, 5, SHUFFLE, SPLIT),
+    "bytes not split": (sessions.CHUNK, sessions.BLOCK, HC, 5, SHUFFLE, WHOLE),
+    "bit shuffle": (sessions.CHUNK, sessions.BLOCK, HC, 5, BITS, WHOLE),
+    "chunks of 64": (cube(64), sessions.BLOCK, HC, 5, SHUFFLE, SPLIT),
+    "chunks and blocks of 32": (cube(32), cube(32), HC, 5, SHUFFLE, SPLIT),
+    "chunks and blocks of 16": (cube(16), cube(16), HC, 5, SHUFFLE, SPLIT),
+    "LZ4": (sessions.CHUNK, sessions.BLOCK, LZ4, 5, SHUFFLE, WHOLE),
+    "LZ4HC 9": (sessions.CHUNK, sessions.BLOCK, HC, 9, SHUFFLE, SPLIT),
+    "zstd 1": (sessions.CHUNK, sessions.BLOCK, ZSTD, 1, SHUFFLE, WHOLE),
+    "zstd 5": (sessions.CHUNK, sessions.BLOCK, ZSTD, 5, SHUFFLE, WHOLE),
 }
-"""Name -> edge of a chunk, edge of a block, codec, level, filter."""
+"""Name -> voxels of a chunk, voxels of a block, codec, level, filter, whether high and low bytes are packed apart."""
 
 
-def packed(array: np.ndarray, scale: float, layout: tuple[int, int, blosc2.Codec, int, blosc2.Filter]) -> sessions.Packed:
+def packed(array: np.ndarray, scale: float, layout: Layout) -> sessions.Packed:
     """An array in a layout, as :func:`neuroprior.data.sessions.pack` would have it."""
-    chunk, block, codec, level, shuffle = layout
+    chunk, block, codec, level, shuffle, split = layout
     stored: Any = blosc2.asarray(
-        np.ascontiguousarray(array), chunks=tuple(min(chunk, n) for n in array.shape), blocks=tuple(min(block, n) for n in array.shape),
-        cparams={"codec": codec, "clevel": level, "filters": [shuffle], "nthreads": 1},
+        np.ascontiguousarray(array), chunks=tuple(map(min, chunk, array.shape)), blocks=tuple(map(min, block, array.shape)),
+        cparams={"codec": codec, "clevel": level, "filters": [shuffle], "splitmode": split, "nthreads": 1},
     )  # fmt: skip
     frame = bytes(stored.to_cframe())
     header, chunks = int.from_bytes(frame[11:15], "big"), int.from_bytes(frame[39:47], "big")
@@ -105,8 +121,8 @@ def main() -> None:
         row["ms"] = {edge: float(np.median(times)) for edge, times in row["ms"].items()}
         told = " / ".join(f"{row['ms'][edge]:.2f}" for edge in SIZES)
         print(f"| {f'**{name}**' if name == 'as in the code' else name} | {row['mb']:.2f} | {row['write_cpu_s']:.3f} | {told} |")
-        facts = {k: str(v).rpartition(".")[2] if not isinstance(v, int) else v
-                 for k, v in zip(("chunk", "block", "codec", "level", "filter"), LAYOUTS[name], strict=True)}  # fmt: skip
+        facts = {k: v if isinstance(v, int | tuple) else v.name
+                 for k, v in zip(("chunk", "block", "codec", "level", "filter", "split"), LAYOUTS[name], strict=True)}  # fmt: skip
         record.keep("layouts", {"benchmark": "layout", "name": name, **facts, **row, "made_by": artifacts.provenance("layouts")})
 
 

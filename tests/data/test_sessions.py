@@ -42,7 +42,7 @@ def test_boxes(written: tuple[Path, dict[str, sessions.Frame]], name: str) -> No
 
 def test_chunks_of_any_edge_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores that were made when chunks had another size."""
-    monkeypatch.setattr(sessions, "CHUNK", 64)
+    monkeypatch.setattr(sessions, "CHUNK", (64, 64, 64))
     path = tmp_path / "old.nps"
     sessions.write(path, {"scans": {}, "labels": {}}, {"noise": sessions.pack(NOISE)})
     monkeypatch.undo()
