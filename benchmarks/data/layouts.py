@@ -45,18 +45,18 @@ def cube(edge: int) -> Shape:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "as in the code": (sessions.CHUNK, sessions.BLOCK, HC, 5, SHUFFLE, SPLIT),
+    "as in the code": (sessions.CHUNK, sessions.BLOCK, HC, 4, SHUFFLE, SPLIT),
     "as it was": (cube(32), cube(16), HC, 4, SHUFFLE, WHOLE),
-    "blocks of 16": (cube(32), cube(16), HC, 5, SHUFFLE, SPLIT),
-    "blocks of 24 x 24 x 24": (cube(24), cube(24), HC, 5, SHUFFLE, SPLIT),
-    "blocks of 12 x 12 x 24": ((24, 24, 48), (12, 12, 24), HC, 5, SHUFFLE, SPLIT),
-    "bytes not split": (sessions.CHUNK, sessions.BLOCK, HC, 5, SHUFFLE, WHOLE),
-    "bit shuffle": (sessions.CHUNK, sessions.BLOCK, HC, 5, BITS, WHOLE),
-    "chunks of 64": (cube(64), sessions.BLOCK, HC, 5, SHUFFLE, SPLIT),
-    "chunks and blocks of 32": (cube(32), cube(32), HC, 5, SHUFFLE, SPLIT),
-    "chunks and blocks of 16": (cube(16), cube(16), HC, 5, SHUFFLE, SPLIT),
-    "LZ4": (sessions.CHUNK, sessions.BLOCK, LZ4, 5, SHUFFLE, WHOLE),
+    "bytes not split": (sessions.CHUNK, sessions.BLOCK, HC, 4, SHUFFLE, WHOLE),
+    "LZ4HC 5": (sessions.CHUNK, sessions.BLOCK, HC, 5, SHUFFLE, SPLIT),
     "LZ4HC 9": (sessions.CHUNK, sessions.BLOCK, HC, 9, SHUFFLE, SPLIT),
+    "16 x 16 x 32": (cube(32), (16, 16, 32), HC, 4, SHUFFLE, SPLIT),
+    "cubes of 24": (cube(24), cube(24), HC, 4, SHUFFLE, SPLIT),
+    "cubes of 32": (cube(32), cube(32), HC, 4, SHUFFLE, SPLIT),
+    "cubes of 16": (cube(16), cube(16), HC, 4, SHUFFLE, SPLIT),
+    "chunks of 64": (cube(64), cube(16), HC, 4, SHUFFLE, SPLIT),
+    "bit shuffle": (sessions.CHUNK, sessions.BLOCK, HC, 4, BITS, WHOLE),
+    "LZ4": (sessions.CHUNK, sessions.BLOCK, LZ4, 5, SHUFFLE, WHOLE),
     "zstd 1": (sessions.CHUNK, sessions.BLOCK, ZSTD, 1, SHUFFLE, WHOLE),
     "zstd 5": (sessions.CHUNK, sessions.BLOCK, ZSTD, 5, SHUFFLE, WHOLE),
 }

@@ -179,6 +179,40 @@ def test_resampling_equals_nibabel_and_simpleitk(seed: int, order: int) -> None:
     np.testing.assert_allclose(ours[well_inside], other[well_inside], atol=2e-3 if order == 1 else 2e-2)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_coarser_grid_without_antialiasing_is_scipys_interpolation(order: int, turned: bool) -> None:
+    source, _ = made(3, (0.9, 1.1, 2.5), 40.0)
+    turn = np.diag([2.3, 1.9, 1.0, 1.0])
+    if turned:
+        turn[:3, :3] = Rotation.from_rotvec([0.1, -0.15, 0.05]).as_matrix() @ turn[:3, :3]
+    turn[:3, 3] = 5.2, 4.7, 3.1
+    target = Grid((12, 14, 11), source.affine @ turn)
+    mode = "nearest" if order == 1 else "mirror"
+    expected = ndimage.affine_transform(
+        source.voxels.astype(np.float64), turn[:3, :3], turn[:3, 3], output_shape=target.shape, order=order, mode=mode
+    )
+    seen = inside(Grid(source.shape, source.affine), target)
+    assert seen.mean() > 0.3
+    spread = expected[seen].std()
+    ours = resample(source, target, order=order, antialias=False)
+    assert np.abs(ours - expected)[seen].max() < 1e-4 * spread
+    assert np.abs(resample(source, target, order=order) - expected)[seen].max() > 0.05 * spread
+
+
+def test_only_a_spec_without_antialiasing_says_so() -> None:
+    """A store's hash is of its spec, and there was no choice before."""
+    assert "antialias" not in ConformSpec().model_dump(mode="json")
+    plain = ConformSpec(antialias=False)
+    assert ConformSpec.model_validate(plain.model_dump(mode="json")) == plain
+    volume, _ = made(0, (1.0, 1.0, 1.0), 40.0)
+    coarse = {"spacing_mm": 2.5, "order": 3}
+    (smooth, _), (sharp, record) = (conform(volume, ConformSpec(**coarse, antialias=wanted)) for wanted in (True, False))
+    expected = resample(volume, record.grid, order=3, antialias=False)
+    np.testing.assert_allclose(sharp.voxels * record.intensity.std + record.intensity.mean, expected, rtol=1e-4, atol=1e-3)
+    assert np.abs(smooth.voxels - sharp.voxels).max() > 0.05
+
+
 def set_geometry(image: sitk.Image, linear: np.ndarray, origin: np.ndarray) -> None:
     spacing = np.linalg.norm(linear, axis=0)
     image.SetSpacing([float(v) for v in spacing])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .config import Config
 from .errors import InputError
@@ -39,6 +39,13 @@ class ConformSpec(Config):
     """Percentiles of the head's voxels that ``clamp_zscore_01`` clamps to."""
     order: Literal[1, 3] = 1
     """Interpolation of intensities: 1 linear, 3 cubic B-spline."""
+    antialias: bool = True
+    """Whether a scan that is finer than the spacing is smoothed to it; without, it is interpolated as it stands, as nnU-Net and most others do."""
+
+    @model_serializer(mode="wrap")
+    def _told(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is not asked for is not told, so that stores and models from before there was a choice keep their hashes."""
+        return {name: value for name, value in plain(self).items() if name != "antialias" or not value}
 
     @model_validator(mode="after")
     def _possible(self) -> ConformSpec:
@@ -161,7 +168,7 @@ def conform(
             mask = resample_labels(Volume(mask.astype(np.uint8), volume.affine), grid) > 0
     elif mask is not None and mask.shape != grid.shape:
         raise ValueError(f"the mask lies on the given grid: expected shape {grid.shape}, got {mask.shape}")
-    values = resample(volume, grid, order=spec.order)
+    values = resample(volume, grid, order=spec.order, antialias=spec.antialias)
     relation = relate(native, grid)
     whole = isinstance(relation, Separable) and all(
         axis.first == 0 and axis.last == n for axis, n in zip(relation.along, grid.shape, strict=True)

@@ -19,7 +19,7 @@ from .relations import Axis, Oblique, Separable, Slices, inside, relate
 from .volume import Volume
 
 
-def resample(volume: Volume, grid: Grid, *, order: int = 1, fill: float = 0.0) -> np.ndarray:
+def resample(volume: Volume, grid: Grid, *, order: int = 1, fill: float = 0.0, antialias: bool = True) -> np.ndarray:
     """A volume's voxels on another grid of the same world.
 
     Args:
@@ -27,17 +27,17 @@ def resample(volume: Volume, grid: Grid, *, order: int = 1, fill: float = 0.0) -
         grid: where to sample.
         order: 1 linear; 3 cubic B-spline (which rings at edges, and may leave the value range).
         fill: value of voxels outside the volume's field of view.
+        antialias: along an axis on which ``grid`` is coarser, widen the kernel to the target spacing (a Gaussian of that width where the grids'
+            axes differ), so that nothing aliases; without it the interpolant is sampled as it stands, whatever lies between the samples.
 
     Returns:
-        float32 array of ``grid``'s shape. Along an axis on which ``grid`` is coarser the kernel is widened to the target
-        spacing (a Gaussian of that width where the grids' axes differ), so that nothing aliases. Where the grids are
-        related by flips, permutations and an integer shift the values are copied.
+        float32 array of ``grid``'s shape. Where the grids are related by flips, permutations and an integer shift the values are copied.
     """
     if order not in (1, 3):
         raise ValueError(f"order is 1 or 3, got {order}")
     relation = relate(grid_of(volume), grid)
     if isinstance(relation, Oblique):
-        out = _oblique(volume.voxels.astype(np.float32, copy=False), relation, grid.shape, order)
+        out = _oblique(volume.voxels.astype(np.float32, copy=False), relation, grid.shape, order, antialias)
         out[~inside(grid_of(volume), grid)] = fill
         return out
     region = relation.region
@@ -52,8 +52,8 @@ def resample(volume: Volume, grid: Grid, *, order: int = 1, fill: float = 0.0) -
             values = values[(slice(None),) * k + (slice(start, start + counts[k]),)]
             weights.append(None)
             continue
-        matrix = weights_along(axis, order)
-        if order == 3 and axis.step <= 1:
+        matrix = weights_along(axis, order, antialias)
+        if order == 3 and (axis.step <= 1 or not antialias):
             values = ndimage.spline_filter1d(values, 3, axis=k, output=np.float32, mode="mirror") if axis.n_source > 1 else values
         first, last = span(matrix)
         values = values[(slice(None),) * k + (slice(first, last),)]
@@ -66,27 +66,29 @@ def resample(volume: Volume, grid: Grid, *, order: int = 1, fill: float = 0.0) -
     return out
 
 
-def weights_along(axis: Axis, order: int) -> sparse.csr_array:
-    """(targets in view, n_source) float32 interpolation weights of one axis; rows sum to one."""
+def weights_along(axis: Axis, order: int, antialias: bool = True) -> sparse.csr_array:
+    """(targets in view, n_source) float32 interpolation weights of one axis; rows sum to one. Of order 3 they are for the coefficients of
+    :func:`scipy.ndimage.spline_filter1d`, except where the kernel is widened: then for the values."""
     n, step = axis.n_source, axis.step
     position = step * np.arange(axis.first, axis.last, dtype=np.float64) + axis.offset
     reach = order // 2 + 1.0  # half the kernel's support
-    width = max(step, 1.0)  # a coarser target widens the kernel
+    widened = antialias and step > 1
+    width = step if widened else 1.0
     taps = int(np.floor(2 * reach * width)) + 1
     if order == 1:
-        position = np.clip(position, 0, n - 1) if step <= 1 else position
+        position = position if widened else np.clip(position, 0, n - 1)
     index = np.ceil(position - reach * width)[:, None] + np.arange(taps)
     distance = np.abs(index - position[:, None]) / width
     if order == 1:
         weight = np.maximum(1 - distance, 0)
-    elif step <= 1:  # cubic B-spline, on filtered coefficients
+    elif not widened:  # cubic B-spline, on filtered coefficients
         near = 2 / 3 - distance**2 + distance**3 / 2
         weight = np.where(distance < 1, near, np.maximum(2 - distance, 0) ** 3 / 6)
     else:  # Keys' cubic convolution, a = -1/2, stretched
         near = 1.5 * distance**3 - 2.5 * distance**2 + 1
         far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
         weight = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
-    if order == 3 and step <= 1:
+    if order == 3 and not widened:
         period = max(2 * (n - 1), 1)
         index = np.abs(index) % period
         index = np.minimum(index, period - index) if n > 1 else np.zeros_like(index)
@@ -123,9 +125,8 @@ def product(values: np.ndarray, weights: list[sparse.csr_array | None]) -> np.nd
     return out
 
 
-def _oblique(values: np.ndarray, relation: Oblique, shape: tuple[int, int, int], order: int) -> np.ndarray:
-    sigmas = _blur(relation.matrix)
-    for axis, sigma in enumerate(sigmas):
+def _oblique(values: np.ndarray, relation: Oblique, shape: tuple[int, int, int], order: int, antialias: bool) -> np.ndarray:
+    for axis, sigma in enumerate(_blur(relation.matrix) if antialias else ()):
         if sigma > 0:
             values = ndimage.gaussian_filter1d(values, sigma, axis=axis, mode="nearest", output=np.float32)
     out = np.empty(shape, dtype=np.float32)

@@ -47,7 +47,7 @@ ALIGN = 64
 TAIL = struct.Struct("<QQ16s16s8s")
 HEAD = struct.Struct("<3i")
 """Bytes of a chunk, of its blocks, and packed: four bytes behind its beginning."""
-CHUNK, BLOCK = (32, 32, 32), (16, 16, 32)
+CHUNK, BLOCK = (24, 24, 48), (12, 12, 24)
 """Voxels of a Blosc2 chunk, which is read whole, and of the blocks in it, which are decoded one by one: measured by benchmarks/data/layouts.py."""
 KNOWN = 256
 """Arrays whose index of chunks a process keeps (a few kB each): a sample reads the same few again."""
@@ -135,7 +135,7 @@ def pack(array: np.ndarray, scale: float = 1.0) -> Packed:
     chunks, blocks = (tuple(map(min, edges, array.shape)) for edges in (CHUNK, BLOCK))
     order = blosc2.Filter.SHUFFLE if array.dtype.itemsize > 1 else blosc2.Filter.BITSHUFFLE
     parameters = {
-        "codec": blosc2.Codec.LZ4HC, "clevel": 5, "filters": [order], "splitmode": blosc2.SplitMode.ALWAYS_SPLIT, "nthreads": 1,
+        "codec": blosc2.Codec.LZ4HC, "clevel": 4, "filters": [order], "splitmode": blosc2.SplitMode.ALWAYS_SPLIT, "nthreads": 1,
     }  # fmt: skip
     stored = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=parameters)
     frame = bytes(stored.to_cframe())

@@ -55,6 +55,7 @@ def prepare(
     crop: str = "head",
     normalise: str = "zscore",
     order: int = 3,
+    antialias: bool = True,
     dtype: str = "int16",
     mask: str = "head",
     bias: str = "none",
@@ -76,6 +77,7 @@ def prepare(
         crop: head, nonzero or none.
         normalise: zscore, clamp_zscore_01 or none.
         order: interpolation of intensities, 3 (cubic spline) or 1 (linear).
+        antialias: smooth scans that are finer than the spacing to it, so that nothing aliases; without, they are interpolated as they stand.
         dtype: of the voxels on disk, int16 (steps of 1/512 standard deviation), float16 or float32.
         mask: what is normalised over, "head" (found in each scan), "index" (the index's brain masks, from any tool), or a tool's command, such as
             "mri_synthstrip -i {in} -m {out}", that is run on each session's reference.
@@ -113,7 +115,8 @@ def prepare(
         raise ConfigError(f"cannot read --spacing {spacing!r}", expected="a number of mm, or native") from None
     if scheduler is not None and slurm is not None:
         raise ConfigError("both --scheduler and --slurm are given", expected="one of them")
-    spec = parse(ConformSpec, {"spacing_mm": spacing_mm, "crop": crop, "normalise": normalise, "order": order})
+    told = {"spacing_mm": spacing_mm, "crop": crop, "normalise": normalise, "order": order, "antialias": antialias}
+    spec = parse(ConformSpec, told)
     config = parse(PrepareConfig, {"dtype": dtype, "mask": mask, "bias": bias, "align": align})
     if config.mask not in ("head", "index"):
         check_command(config.mask)
