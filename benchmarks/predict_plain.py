@@ -1,6 +1,7 @@
 """Windows of the paper's segmentation net, ours beside MONAI's sliding window on one window at a time.
 
     python benchmarks/predict_plain.py [--rounds 5] [--shape 64,64,96] [--batch 2]
+    python benchmarks/predict_plain.py --rounds 2 --shape 128,160,128 --kinds plain kept --no-warm-up      # a whole case
 
 Both get the same weights and windows (64^3, overlap 0.5, Gaussian blending) of two contrasts. The plain way takes one window at a
 time and encodes and decodes each contrast by itself with ``nn.InstanceNorm3d`` and LeakyReLU as they come; ``ours`` is
@@ -81,21 +82,23 @@ def worker(kind: str, shape: tuple[int, ...], batch: int, pipe: Any) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", default="64,64,96")
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", default=["plain", "ours", "kept"])
+    parser.add_argument("--warm-up", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
     shape = tuple(int(n) for n in given.shape.split(","))
     context = multiprocessing.get_context("spawn")
-    kinds, pipes = ["plain", "ours", "kept"], {}
+    kinds, pipes = given.kinds, {}
     for kind in kinds:
         pipes[kind], other = context.Pipe()
         context.Process(target=worker, args=(kind, shape, given.batch, other), daemon=True).start()
     wall: dict[str, list[float]] = {kind: [] for kind in kinds}
     cpu: dict[str, list[float]] = {kind: [] for kind in kinds}
     peak, apart = {}, 0.0
-    for number in range(given.rounds + 1):
+    for number in range(0 if given.warm_up else 1, given.rounds + 1):
         answers = {}
         for kind in kinds if number % 2 else kinds[::-1]:
             pipes[kind].send(True)
@@ -111,7 +114,7 @@ def main() -> None:
     n = len(windows.lay(shape, WINDOW, 0.5))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
-        "benchmark": "predict_plain", "commit": commit, "windows": n, "batch": given.batch, "rounds": given.rounds, "largest_difference": apart,
+        "benchmark": "predict_plain", "commit": commit, "shape": shape, "windows": n, "batch": given.batch, "rounds": given.rounds, "largest_difference": apart,
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
     }  # fmt: skip
     for kind in kinds:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroprior.core.errors import ConfigError
-from neuroprior.engine import pace
+from neuroprior.engine import pace, vram
 from neuroprior.engine.settings import TrainingConfig
 from neuroprior.stages.bench import bench
 
@@ -47,6 +47,23 @@ def test_the_eta_of_a_recipe_in_epochs_counts_the_subjects_asked_for(store_path:
 def test_an_objective_with_vectors_needs_no_table_here(store_path: Path, tmp_path: Path) -> None:
     small = ["net.features=[4,8,8]", "net.blocks=[1,1,1]", "data.patch=16", "training.batch=2"]
     assert bench("ssl3d", store_path, seconds=0.1, out=tmp_path / "b.jsonl", set=small).record["steps"] >= 3
+
+
+def test_how_a_step_fits_into_cards(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards small enough for a small net: more memory, larger micro-batches, always the same effective batch."""
+    monkeypatch.setattr(vram, "CARDS_GB", (0.586, 0.591, 0.593, 40))
+    found = bench("tiny", store_path, cards=True, out=tmp_path / "b.jsonl", set=[*SMALL, "training.batch=4"])
+    assert found.record == json.loads((tmp_path / "b.jsonl").read_text())
+    cards = found.record["cards"]
+    assert cards["0.586"] is None
+    ways = [cards[gb] for gb in ("0.591", "0.593", "40")]
+    assert all(way["batch"] * way["accumulate"] == 4 for way in ways)
+    assert ways[0]["batch"] <= ways[1]["batch"] <= ways[2]["batch"] == 4
+    assert all(
+        way["peak_mb"] <= vram.limit_of(gb, TrainingConfig(steps=1)) for gb, way in zip(("0.591", "0.593", "40"), ways, strict=True)
+    )
+    assert "nothing fits" in str(found)
+    assert "--set training.batch=4" in str(found)
 
 
 def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:

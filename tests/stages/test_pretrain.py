@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from neuroprior.core.errors import ConfigError, DivergenceError, InputError
-from neuroprior.engine import events
+from neuroprior.engine import events, vram
 from neuroprior.stages.anatomy import anatomy
 from neuroprior.stages.pretrain import pretrain
 
@@ -136,3 +136,30 @@ def test_the_map_of_the_anatomy_half_is_fitted_saved_and_read_back(store_path: P
     alone = write(tmp_path, net=net, objective=objective, data={"kinds": {"time": 1.0}}, training={"steps": 4})
     with pytest.raises(ConfigError, match=r"(?s)refined on pairs.*refine=0"):
         pretrain(store_path, recipe=alone, anatomy=table, out=tmp_path / "alone")
+
+
+def test_a_step_in_less_memory_is_the_same_step(store_path: Path, tmp_path: Path) -> None:
+    """Micro-batches that fit into a small memory, maps computed again: the trace of the whole batch, and a resume that keeps what was chosen."""
+    recipe = write(tmp_path, objective={"name": "mae", "block": 4}, training={"steps": 4, "log_every": 1}, data={"patch": 32})
+    pretrain(store_path, recipe=recipe, out=tmp_path / "whole")
+    gb = "0.586"
+    with pytest.raises(ConfigError, match=r"at least (\d+) MiB") as refused:
+        pretrain(store_path, recipe=recipe, out=tmp_path / "less", vram=gb)
+    least = float(str(refused.value).split("at least ")[1].split(" MiB")[0]) + 1
+    gb = str((least / vram.ROOM + vram.CONTEXT_MB) / 1024)
+    assert pretrain(store_path, recipe=recipe, out=tmp_path / "less", vram=gb, dry_run=True) is None
+    assert not (tmp_path / "less" / "recipe.yaml").exists()
+    pretrain(store_path, recipe=recipe, out=tmp_path / "less", vram=gb)
+    kept = yaml.safe_load((tmp_path / "less" / "recipe.yaml").read_text())["training"]
+    assert (kept["batch"], kept["accumulate"]) == (1, 4)
+    assert kept["recompute"] > 0
+    whole, less = ([step["loss"] for step in told(tmp_path / run, "step")] for run in ("whole", "less"))
+    assert less == pytest.approx(whole, rel=2e-3)
+    assert (
+        pretrain(store_path, recipe=recipe, out=tmp_path / "less", vram="24") is not None
+    )  # complete already, with its own micro-batch
+    with pytest.raises(ConfigError, match=r"training\.batch"):
+        pretrain(store_path, recipe=recipe, out=tmp_path / "less")
+    coupled = write(tmp_path, objective={"name": "simclr", "block": 4}, training={"steps": 1, "batch": 4})
+    pretrain(store_path, recipe=coupled, out=tmp_path / "together", vram="24")
+    assert yaml.safe_load((tmp_path / "together" / "recipe.yaml").read_text())["training"]["batch"] == 4

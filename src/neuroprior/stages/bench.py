@@ -47,14 +47,46 @@ class Bench:
         ])  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Cards:
+    """How a recipe's step fits into the memory of the cards that people have.
+
+    Attributes:
+        record: the JSON line; ``cards`` has GB -> the way, or None where nothing fits.
+        out: the file it was added to.
+    """
+
+    record: dict[str, Any]
+    out: Path
+
+    def __str__(self) -> str:
+        r = self.record
+        lines = [
+            f"{r['recipe']}: {r['effective']} samples a step, by {r['by']} at {r['precision']}",
+            "card     a step          MiB     settings",
+        ]
+        for gb, way in r["cards"].items():
+            told = "nothing fits: a smaller data.patch, training.batch or net"
+            if way is not None:
+                shape = f"{way['batch']} x {way['accumulate']}, r{way['recompute']}"
+                told = f"{shape:<14}  {way['peak_mb']:6.0f}  " + " ".join(f"--set {setting}" for setting in way["settings"])
+            lines.append(f"{gb + ' GB':<7}  {told}")
+        lines += [
+            "r: finest levels whose maps are computed again. neuroprior pretrain --vram 24 chooses for itself.",
+            f"added to {self.out}",
+        ]
+        return "\n".join(lines)
+
+
 def bench(
     recipe: str = "fomo25",
     store: Place | None = None,
     seconds: float = 40.0,
     subjects: int | None = None,
+    cards: bool = False,
     out: Path = Path("bench.jsonl"),
     set: list[str] | None = None,
-) -> Bench:
+) -> Bench | Cards:
     """Measure steps, data wait, memory and energy of a recipe here, and say how long its schedule would take.
 
     The net is trained from scratch on real batches of the store and thrown away. Medians are of whole steps, the wait for data
@@ -65,6 +97,7 @@ def bench(
         store: prepared store, or the address of one; without one, four synthetic heads are made in a temporary folder.
         seconds: of measuring, after two steps that do not count; at least three steps are measured.
         subjects: training subjects that the ETA is for, where the recipe counts epochs; by default those of the store.
+        cards: say instead how a step fits into GPUs of 8, 12, 24, 40 and 80 GB: measured on a GPU; without one, live tensors are counted.
         out: JSON-lines file that the result is added to.
         set: settings such as training.batch=2 or data.patch=96.
 
@@ -83,12 +116,63 @@ def bench(
     settings = read_recipe(recipe, set or [])
     with tempfile.TemporaryDirectory(prefix="neuroprior-bench-") as folder:
         made = store is None
-        record = _measured(settings, store or _synthetic(Path(folder), max(settings.data.size)), seconds, subjects)
-    record = {"benchmark": "recipe", "recipe": recipe, "settings": list(set or []), "synthetic_store": made, **record}
+        store = store or _synthetic(Path(folder), max(settings.data.size))
+        record = _cards(settings, store) if cards else _measured(settings, store, seconds, subjects)
+    kind = "cards" if cards else "recipe"
+    record = {"benchmark": kind, "recipe": recipe, "settings": list(set or []), "synthetic_store": made, **record}
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-    return Bench(record, out)
+    return Cards(record, out) if cards else Bench(record, out)
+
+
+def _ready(settings: Any, store: Place) -> tuple[Any, Any, Any]:
+    """The settings fitted to a store, its training pairs, and the objective around a net from scratch."""
+    import numpy as np
+    import torch
+
+    from ..core import seeds
+    from ..data.pairs import PairDataset
+    from ..data.store import Store
+    from ..inference import model as models
+
+    opened, config = Store.open(store), settings.training
+    vectors: dict[str, Any] = {}
+    if settings.wants_vectors():  # the cost does not depend on what they say
+        random = np.random.default_rng(0)
+        vectors = {name: random.standard_normal(102).astype(np.float32) for name in {s.subject for s in opened.sessions}}
+    settings = settings.fitted(dimension=102 if vectors else 0, contrasts=tuple(opened.data_summary()["contrasts"]))
+    dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed, anatomy=vectors, batch=config.batch)
+    torch.manual_seed(seeds.entropy(config.seed, "initialisation") % 2**63)
+    return settings, dataset, settings.build_objective(models.build_net(settings.net_name, settings.net))
+
+
+def _cards(settings: Any, store: Place) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    import torch
+
+    from ..core import artifacts
+    from ..data.pairs import collate_pairs
+    from ..data.records import moved
+    from ..engine import vram
+    from ..engine.device import device_of
+
+    settings, dataset, objective = _ready(settings, store)
+    config, device = settings.training, device_of(settings.training)
+
+    def draw(n: int) -> Any:
+        return collate_pairs([dataset[number] for number in range(n)])
+
+    together = config.batch if objective.couples_samples or settings.data.place == "shared" else None
+    ladder = vram.ladder(objective, config, draw, moved, couples=together, precision="gpu")
+    ways = {str(gb): ladder.fitting(vram.limit_of(str(gb), config)) for gb in vram.CARDS_GB}
+    on_gpu = f"measuring on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return {
+        "commit": _commit(), "made_by": artifacts.provenance("bench"), "by": on_gpu or "counting live tensors on the CPU",
+        "precision": "32" if config.precision == "32" else "bf16", "effective": config.batch * config.accumulate, "patch": list(settings.data.size),
+        "cards": {gb: None if way is None else asdict(way) | {"settings": way.settings()} for gb, way in ways.items()},
+    }  # fmt: skip
 
 
 def _measured(settings: Any, store: Place, seconds: float, subjects: int | None) -> dict[str, Any]:
@@ -96,28 +180,17 @@ def _measured(settings: Any, store: Place, seconds: float, subjects: int | None)
     import platform
     import statistics
 
-    import numpy as np
     import torch
 
-    from ..core import artifacts, seeds
+    from ..core import artifacts
     from ..data.loading import make_loader
-    from ..data.pairs import PairDataset, collate_pairs
+    from ..data.pairs import collate_pairs
     from ..data.records import moved
-    from ..data.store import Store
     from ..engine import pace
-    from ..inference import model as models
 
-    opened = Store.open(store)
+    settings, dataset, objective = _ready(settings, store)
     config = settings.training
-    vectors: dict[str, Any] = {}
-    if settings.wants_vectors():  # the cost does not depend on what they say
-        random = np.random.default_rng(0)
-        vectors = {name: random.standard_normal(102).astype(np.float32) for name in {s.subject for s in opened.sessions}}
-    settings = settings.fitted(dimension=102 if vectors else 0, contrasts=tuple(opened.data_summary()["contrasts"]))
-    dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed, anatomy=vectors, batch=config.batch)
     planned = config.resolved(subjects or len(dataset))
-    torch.manual_seed(seeds.entropy(config.seed, "initialisation") % 2**63)
-    objective = settings.build_objective(models.build_net(settings.net_name, settings.net))
     batches = make_loader(
         dataset, batch=config.batch, start_sample=0, n_samples=10**9 // config.batch * config.batch, collate=collate_pairs, workers=config.workers,
         pin_memory=torch.cuda.is_available(), timeout_s=config.data_timeout_s,

@@ -20,6 +20,7 @@ def pretrain(
     anatomy: Path | None = None,
     out: Path = Path("runs/pretrain"),
     set: list[str] | None = None,
+    vram: str | None = None,
     dry_run: bool = False,
 ) -> TrainingResult | None:
     """Pretrain a network on a store, without labels.
@@ -30,6 +31,8 @@ def pretrain(
         anatomy: table of anatomical volumes made by neuroprior anatomy, for objectives that learn from it.
         out: run folder; an interrupted run there is resumed.
         set: settings such as training.steps=500 or objective.wiring=other.
+        vram: auto (what is free on the GPU) or a number of GB: take the step in smaller micro-batches, then with maps computed again, so that
+            it fits; the effective batch stays.
         dry_run: only check everything and say what would be done.
 
     Returns:
@@ -62,6 +65,8 @@ def pretrain(
     dimension = len(next(iter(vectors.values()))) if vectors else 0
     settings = settings.fitted(dimension=dimension, contrasts=tuple(summary["contrasts"]))
     dataset = PairDataset(opened, ("train",), settings.data, seed=config.seed, anatomy=vectors, batch=config.batch)
+    if vram is not None:
+        config = _in_memory(settings, config, dataset, vram, out)
     config = config.resolved(len(dataset))
     if not config.steps:
         raise ConfigError("training.steps=0 pretrains nothing", expected="1 or more")
@@ -174,6 +179,25 @@ def pretrain(
         panels=draw,
         observe=observer(seen, pictured if has_validation else None, config.batch),
     )
+
+
+def _in_memory(settings: Any, config: Any, dataset: Any, vram: str, out: Path) -> Any:
+    """The training settings with which a step fits into memory."""
+    from ..data.pairs import collate_pairs
+    from ..data.records import moved
+    from ..engine import vram as memory
+    from ..inference import model as models
+
+    objective = settings.build_objective(models.build_net(settings.net_name, settings.net))
+    together = config.batch if objective.couples_samples or settings.data.place == "shared" else None
+
+    def ladder(couples: int | None) -> Any:
+        def draw(n: int) -> Any:
+            return collate_pairs([dataset[number] for number in range(n)])
+
+        return memory.ladder(objective, config, draw, moved, couples=couples)
+
+    return memory.fitted(config, out, vram, ladder, together)
 
 
 def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
