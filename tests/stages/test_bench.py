@@ -60,7 +60,8 @@ def test_how_a_step_fits_into_cards(store_path: Path, tmp_path: Path, monkeypatc
     assert all(way["batch"] * way["accumulate"] == 4 for way in ways)
     assert ways[0]["batch"] <= ways[1]["batch"] <= ways[2]["batch"] == 4
     assert all(
-        way["peak_mb"] <= vram.limit_of(gb, TrainingConfig(steps=1)) for gb, way in zip(("0.591", "0.593", "40"), ways, strict=True)
+        way["peak_mb"] <= vram.limit_of(gb, TrainingConfig(steps=1))
+        for gb, way in zip(("0.591", "0.593", "40"), ways, strict=True)
     )
     assert "nothing fits" in str(found)
     assert "--set training.batch=4" in str(found)

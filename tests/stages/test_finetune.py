@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from neuroprior.core import artifacts
+from neuroprior.core.config import read_yaml
 from neuroprior.core.errors import ConfigError
 from neuroprior.data.store import Store
-from neuroprior.engine import events
+from neuroprior.engine import events, vram
 from neuroprior.inference import model as models
 from neuroprior.inference import windows
 from neuroprior.stages.finetune import finetune
@@ -134,3 +135,22 @@ def test_rows_without_a_value_are_told_and_left_out(
     finetune(tmp_path / "store", str(pretrained), "regression", "age", out=tmp_path / "run", dry_run=True, set=SMALL)
     assert "2 of 6 training sessions left out, they have no value in column 'age'" in caplog.text
     assert gone[0] in caplog.text
+
+
+def test_a_task_in_less_memory_computes_maps_again(store_path: Path, pretrained: Path, tmp_path: Path) -> None:
+    """The same steps, in the memory that is asked for; less than anything needs is an error that says so."""
+    asked: dict[str, Any] = {"steps": 2, "set": SMALL}
+    finetune(store_path, str(pretrained), "segmentation", "lesion", out=tmp_path / "plain", **asked)
+    with pytest.raises(ConfigError, match=r"at least \d+ MiB") as refused:
+        finetune(store_path, str(pretrained), "segmentation", "lesion", out=tmp_path / "less", vram="0.586", **asked)
+    least = float(str(refused.value).split("at least ")[1].split(" MiB")[0]) + 1
+    gb = str((least / vram.ROOM + vram.CONTEXT_MB) / 1024)
+    finetune(store_path, str(pretrained), "segmentation", "lesion", out=tmp_path / "less", vram=gb, **asked)
+    training = read_yaml(tmp_path / "less" / "recipe.yaml")["training"]
+    assert (training["batch"], training["accumulate"]) == (2, 1)
+    plain, less = (
+        [e["loss"] for e in events.read(tmp_path / run / "events.jsonl") if e["event"] == "step"] for run in ("plain", "less")
+    )
+    assert less == pytest.approx(plain, rel=1e-5)
+    again = finetune(store_path, str(pretrained), "segmentation", "lesion", out=tmp_path / "less", vram=gb, **asked)
+    assert again.exit_code == 0

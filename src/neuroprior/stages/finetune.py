@@ -67,6 +67,7 @@ def finetune(
     seeds: int = 1,
     set: list[str] | None = None,
     seed: int = 0,
+    vram: str | None = None,
     dry_run: bool = False,
 ) -> FinetuneSummary:
     """Fine-tune a pretrained model on labelled sessions, or train the same net from scratch.
@@ -94,6 +95,7 @@ def finetune(
         seeds: runs with the seeds SEED, SEED + 1 ..., into OUT/seed-N.
         set: settings such as training.hours=2, data.patch=32, data.shots=16, task.loss=heteroscedastic, task.deep_supervision=2.
         seed: of initialisation, draws and augmentation.
+        vram: auto (what is free on the GPU) or a number of GB: compute as many maps again in backward as a step needs to fit.
         dry_run: only say what would be done.
 
     Returns:
@@ -154,6 +156,7 @@ def finetune(
                 contrasts=contrasts,
                 recipe=recipe,
                 seed=number,
+                memory=vram,
                 dry_run=dry_run,
             )
             if result is not None and result.status == "stopped":

@@ -25,6 +25,7 @@ from ..data.augmentation import Augmentation, steps
 from ..data.cases import Case, CaseDataset, box_slices, case_weights, centred, class_numbers, collate, crop
 from ..data.loading import make_loader
 from ..data.store import Store
+from ..engine import vram
 from ..engine.device import device_of
 from ..engine.phases import lengths
 from ..engine.settings import TrainingConfig
@@ -57,6 +58,7 @@ def fine_tune(
     recipe: str = "tiny",
     seed: int = 0,
     split: Mapping[str, str] | None = None,
+    memory: str | None = None,
     dry_run: bool = False,
 ) -> TrainingResult | None:
     """Train a net and a head on a task; an interrupted run in ``out`` is resumed.
@@ -74,6 +76,7 @@ def fine_tune(
         recipe: pretraining recipe whose net is built from scratch.
         seed: of initialisation, draws and augmentation.
         split: subject (namespaced, as in the store) -> ``train``, ``val`` or ``test``; the store's own by default.
+        memory: what a step may take (:func:`neuroprior.engine.vram.limit_of`); by default nobody looks.
         dry_run: only say what would be done.
 
     Returns:
@@ -155,6 +158,9 @@ def fine_tune(
         logger.info(
             "low-rank adapters: %d numbers beside %d frozen ones", added, sum(p.numel() for p in net.parameters()) - added
         )
+    if memory is not None and strategy != "closed-form":
+        probe = Supervised(copy.deepcopy(net), copy.deepcopy(head), plan.task)
+        config = config.model_copy(update={"training": _in_memory(config.training, probe, dataset, memory, out)})
     if dry_run:
         logger.info("dry run: nothing was trained")
         return None
@@ -244,6 +250,19 @@ def _resolved(
             logger.info("phase of %d steps, warm-up %s: %s", n, "as scheduled" if phase.warmup is None else round(phase.warmup * n),
                         ", ".join(f"{name} x {rate:.3g}" if rate else f"{name} frozen" for name, rate in phase.rates.items()))  # fmt: skip
     return training
+
+
+def _in_memory(training: TrainingConfig, supervised: Supervised, dataset: CaseDataset, asked: str, out: Path) -> TrainingConfig:
+    """The training settings with as many maps computed again as a step needs to fit. Micro-batches stay: Dice, and losses that weigh classes, look at a
+    batch as a whole."""
+
+    def draw(n: int) -> Any:
+        return collate([dataset[number] for number in range(n)])
+
+    def ladder(couples: int | None) -> vram.Ladder:
+        return vram.ladder(supervised, training, draw, to_device, couples=couples)
+
+    return vram.fitted(training, out, asked, ladder, training.batch)
 
 
 def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, training: TrainingConfig, out: Path) -> int:
