@@ -65,6 +65,10 @@ class Recipe:
         """An epoch at which every ramp of the objective has ended: validation is scored there."""
         return float(self.objective.get("kl_epochs", 10.0)) + 1e6
 
+    def together(self, objective: Any) -> int | None:
+        """Samples that must stay in one micro-batch, since the objective compares them or their boxes share a place; None where each is for itself."""
+        return self.training.batch if objective.couples_samples or self.data.place == "shared" else None
+
     def plain(self) -> dict[str, Any]:
         """The recipe as plain data, defaults filled in (without ``training``, which the engine adds resolved)."""
         module = shelf.load("objectives", self.objective_name)

@@ -164,8 +164,7 @@ def _cards(settings: Any, store: Place) -> dict[str, Any]:
     def draw(n: int) -> Any:
         return collate_pairs([dataset[number] for number in range(n)])
 
-    together = config.batch if objective.couples_samples or settings.data.place == "shared" else None
-    ladder = vram.ladder(objective, config, draw, moved, couples=together, precision="gpu")
+    ladder = vram.ladder(objective, config, draw, moved, couples=settings.together(objective), precision="gpu")
     ways = {str(gb): ladder.fitting(vram.limit_of(str(gb), config)) for gb in vram.CARDS_GB}
     on_gpu = f"measuring on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return {

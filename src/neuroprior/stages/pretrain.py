@@ -189,7 +189,6 @@ def _in_memory(settings: Any, config: Any, dataset: Any, vram: str, out: Path) -
     from ..inference import model as models
 
     objective = settings.build_objective(models.build_net(settings.net_name, settings.net))
-    together = config.batch if objective.couples_samples or settings.data.place == "shared" else None
 
     def ladder(couples: int | None) -> Any:
         def draw(n: int) -> Any:
@@ -197,7 +196,7 @@ def _in_memory(settings: Any, config: Any, dataset: Any, vram: str, out: Path) -
 
         return memory.ladder(objective, config, draw, moved, couples=couples)
 
-    return memory.fitted(config, out, vram, ladder, together)
+    return memory.fitted(config, out, vram, ladder, settings.together(objective))
 
 
 def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
