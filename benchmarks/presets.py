@@ -50,7 +50,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for preset in given.presets:
             began = time.process_time()
-            neuroprior.predict(given.model, [str(given.index)], out=Path(name) / preset, split="test", preset=preset, device="cpu")
+            neuroprior.predict(
+                given.model, [str(given.index)], out=Path(name) / preset, split="test", preset=preset, device="cpu"
+            )
             seconds[preset] = time.process_time() - began
             made[preset] = masks(Path(name) / preset)
     one, two = (made[preset] for preset in given.presets)
@@ -61,7 +63,15 @@ def main() -> None:
         for value, source in zip(values, sources, strict=True):
             real = np.isin(truth, source)
             a, b = one[subject] == value, two[subject] == value
-            rows.append({"subject": subject, "value": value, "between": dice(a, b), given.presets[0]: dice(a, real), given.presets[1]: dice(b, real)})
+            rows.append(
+                {
+                    "subject": subject,
+                    "value": value,
+                    "between": dice(a, b),
+                    given.presets[0]: dice(a, real),
+                    given.presets[1]: dice(b, real),
+                }
+            )
     table = pd.DataFrame(rows)
     print(table.round(4).to_string(index=False))
     result = {
