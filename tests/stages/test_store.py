@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroprior.core import artifacts, nifti
+from neuroprior.core import artifacts, nifti, processes
 from neuroprior.core.errors import ArtifactError, InputError
 from neuroprior.core.records import Scan
 from neuroprior.core.volume import Volume
@@ -102,25 +101,32 @@ def test_stats_and_view(store_path: Path, tmp_path: Path, run_cli: Run) -> None:
 # ------------------------------------------------------------------------------------------------------------------ faults
 
 
-def test_killed_workers_leave_no_trace(index_file: Path, store_path: Path, tmp_path: Path) -> None:
+def test_killed_workers_leave_no_trace(
+    index_file: Path, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Workers are killed again and again while the parent goes on."""
+    import psutil
+
     done = threading.Event()
-    kills = 0
+    kills, workers = 0, []
+    start = processes.Process.start
+
+    def started(process: processes.Process) -> None:
+        start(process)
+        workers.append(psutil.Process(process.pid))
+
+    monkeypatch.setattr(processes.Process, "start", started)
 
     def kill() -> None:
         nonlocal kills
-        import psutil
-
         rng = np.random.default_rng(0)
         while not done.is_set() and kills < 6:
             with contextlib.suppress(psutil.Error, OSError):  # it ended, or the folder went, while it was looked at
-                # not Process.children(), which leaves out a child that seems older than its parent, as after a step of the machine's clock
-                mine = (p for p in psutil.process_iter(["ppid", "cmdline"]) if p.info["ppid"] == os.getpid())
-                children = [c for c in mine if "spawn_main" in " ".join(c.info["cmdline"] or [])]
+                alive = [worker for worker in list(workers) if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
                 # the first kill comes when the first session is written, whatever the machine's speed; the others at any time
-                if children and (kills or any((tmp_path / "store" / "sessions").rglob("*.nps"))):
+                if alive and (kills or any((tmp_path / "store" / "sessions").rglob("*.nps"))):
                     time.sleep(float(rng.uniform(0.1, 1.5)) if kills else 0)
-                    os.kill(children[int(rng.integers(len(children)))].pid, signal.SIGKILL)
+                    alive[int(rng.integers(len(alive)))].kill()
                     kills += 1
             time.sleep(0.01)
 
@@ -136,7 +142,7 @@ def test_killed_workers_leave_no_trace(index_file: Path, store_path: Path, tmp_p
     finally:
         done.set()
         thread.join()
-    assert kills
+    assert kills, f"{len(workers)} workers were started and none was killed"
     assert hash_of(tmp_path / "store") == hash_of(store_path)
     assert store("verify", tmp_path / "store").exit_code == 0
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from .progress import Progress
 from .resuming import copied, restore
 from .selection import Selection
 from .settings import TrainingConfig
-from .vram import rows
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +246,7 @@ class Loop(lightning.LightningModule):
                 torch.cuda.empty_cache()
             try:
                 with self.trainer.precision_plugin.forward_context():
-                    loss = self.module(rows(self._first, size), epoch=0.0, seed=c.seed)["loss"]
+                    loss = self.module(_rows(self._first, size), epoch=0.0, seed=c.seed)["loss"]
                 loss.backward()
                 fits = size
             except (RuntimeError, MemoryError) as error:
@@ -511,6 +510,11 @@ class Errors(lightning.Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         pl_module.on_exception(exception)
+
+
+def _rows(batch: Any, n: int) -> Any:
+    """The first ``n`` samples of a batch."""
+    return {name: value[:n] for name, value in batch.items()} if isinstance(batch, Mapping) else batch[:n]
 
 
 def _count_flops(module: nn.Module, batch: Any, seed: int) -> int:

@@ -75,3 +75,11 @@ def allocate(optimizer: torch.optim.Optimizer) -> None:
                     state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             elif group["momentum"]:
                 state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
+def advance(module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+    """An optimiser's step outside a run, where steps are only measured: clip the gradient's norm, step, let the gradients go."""
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

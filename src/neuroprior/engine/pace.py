@@ -104,10 +104,7 @@ def take(
             (loss / config.accumulate).backward()
         if batch is None:
             break
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimisers.advance(module, optimizer, config.clip_norm)
         if cuda:
             torch.cuda.synchronize(device)
         if number >= 2:

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -190,11 +190,6 @@ def fitted(
     return config.model_copy(update={"batch": rung.batch, "accumulate": rung.accumulate, "recompute": rung.recompute})
 
 
-def rows(batch: Any, n: int) -> Any:
-    """The first ``n`` samples of a batch."""
-    return {name: value[:n] for name, value in batch.items()} if isinstance(batch, Mapping) else batch[:n]
-
-
 def levels_of(module: nn.Module) -> int:
     """Levels whose maps the nets of a module can compute again."""
     return max((len(part.stage_strides) for part in module.modules() if hasattr(part, "recompute")), default=0)
@@ -261,10 +256,7 @@ def step(
                     loss = found(batch, epoch=0.0, seed=number)["loss"]
                 (loss / micro).backward()
                 if micro == 1 or number == 1:
-                    if config.clip_norm is not None:
-                        nn.utils.clip_grad_norm_(found.parameters(), config.clip_norm)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                    optimisers.advance(found, optimizer, config.clip_norm)
                 if cuda:
                     torch.cuda.synchronize(device)
                 seconds = time.perf_counter() - began
