@@ -91,3 +91,40 @@ def test_no_file_stays_open_and_few_indexes_are_kept(tmp_path: Path) -> None:
         assert sessions.read_array(path, sessions.read(path)[1]["a"])[0, 0, 0] == number
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert len(sessions._FOUND) <= sessions.KNOWN
+
+
+def test_arrays_that_are_kept_read_their_own_chunks(written: tuple[Path, dict[str, sessions.Frame]], tmp_path: Path) -> None:
+    """One thread reads arrays of several sizes in turn from one buffer, which grows in between."""
+    path, frames = written
+    large = np.arange(96**3, dtype=np.int32).reshape(96, 96, 96) * 7919
+    other = tmp_path / "large.nps"
+    sessions.write(other, {"scans": {}, "labels": {}}, {"large": sessions.pack(large)})
+    where = sessions.read(other)[1]["large"]
+    for turn in range(6):
+        for name, array in ARRAYS.items():
+            box = BOXES[turn % len(BOXES)]
+            np.testing.assert_array_equal(sessions.read_array(path, frames[name], box), array if box is None else array[box])
+        if turn % 2:
+            np.testing.assert_array_equal(sessions.read_array(other, where), large)
+
+
+@pytest.mark.parametrize("change", ["swapped", "twice", "beyond", "at the end"])
+def test_an_index_of_chunks_that_lies_is_damaged(change: str, tmp_path: Path) -> None:
+    import blosc2
+
+    packed = sessions.pack(np.random.default_rng(0).integers(-900, 900, (48, 48, 96), dtype=np.int16))
+    behind = packed.header + packed.chunks
+    begin = np.frombuffer(blosc2.decompress2(packed.frame[behind:]), "<i8").copy()
+    assert len(begin) == 8
+    first, second = int(begin[1]), int(begin[2])
+    begin[1], begin[2] = {
+        "swapped": (second, first), "twice": (first, first), "beyond": (first, packed.chunks + 64), "at the end": (first, packed.chunks),
+    }[change]  # fmt: skip
+    index = blosc2.compress2(begin, typesize=8)
+    tail = index + packed.frame[behind + len(index) :]
+    path = tmp_path / "lies.nps"
+    lying = sessions.Packed(packed.frame[:behind] + tail, packed.header, packed.chunks, packed.sha256)
+    sessions.write(path, {"scans": {}, "labels": {}}, {"a": lying})
+    with pytest.raises(ArtifactError, match="damaged") as raised:
+        sessions.read_array(path, sessions.read(path)[1]["a"])
+    assert "out of order" in str(raised.value)

@@ -49,6 +49,8 @@ HEAD = struct.Struct("<3i")
 """Bytes of a chunk, of its blocks, and packed: four bytes behind its beginning."""
 CHUNK, BLOCK = (24, 24, 48), (12, 12, 24)
 """Voxels of a Blosc2 chunk, which is read whole, and of the blocks in it, which are decoded one by one: measured by benchmarks/data/layouts.py."""
+LEVEL = 8
+"""Of LZ4HC, likewise: level 9 takes a third longer to write and reads no faster."""
 KNOWN = 256
 """Arrays whose index of chunks a process keeps (a few kB each): a sample reads the same few again."""
 KEPT = 64 << 20
@@ -135,7 +137,7 @@ def pack(array: np.ndarray, scale: float = 1.0) -> Packed:
     chunks, blocks = (tuple(map(min, edges, array.shape)) for edges in (CHUNK, BLOCK))
     order = blosc2.Filter.SHUFFLE if array.dtype.itemsize > 1 else blosc2.Filter.BITSHUFFLE
     parameters = {
-        "codec": blosc2.Codec.LZ4HC, "clevel": 4, "filters": [order], "splitmode": blosc2.SplitMode.ALWAYS_SPLIT, "nthreads": 1,
+        "codec": blosc2.Codec.LZ4HC, "clevel": LEVEL, "filters": [order], "splitmode": blosc2.SplitMode.ALWAYS_SPLIT, "nthreads": 1,
     }  # fmt: skip
     stored = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=parameters)
     frame = bytes(stored.to_cframe())
@@ -304,84 +306,100 @@ class _Found:
             raise _damaged(Path(path), "an index of chunks that is not the one that was written")
         # where each chunk begins, in bytes behind the header; negative where all of it is one value
         begin = np.frombuffer(blosc2.decompress2(self.tail), "<i8") if frame.chunks else np.zeros(0, np.int64)
-        if (begin >= frame.chunks).any():
-            raise _damaged(Path(path), "an index of chunks that points beyond them")
-        order = np.append(np.sort(begin), frame.chunks)
-        self.begin: list[int] = begin.tolist()
-        self.end: list[int] = order[np.searchsorted(order, begin, side="right")].tolist()
-        if len(self.begin) and self.begin[0] >= 0:  # Blosc2 looks at the head of the first chunk when a frame is opened
-            at = frame.header + int(self.begin[0])
+        here = begin >= 0
+        following = np.full(len(begin) + 1, frame.chunks)
+        following[:-1][here] = begin[here]
+        following = np.minimum.accumulate(following[::-1])[::-1]
+        if (following[1:] <= begin).any():
+            raise _damaged(Path(path), "an index of chunks that points beyond them, or is out of order")
+        if frame.length - behind < HEAD.size + 4:
+            raise _damaged(Path(path), "a frame without an end")
+        # of each number, and of one behind the last: where the first chunk from there on begins; so a chunk ends where the next begins
+        self.next: list[int] = following.tolist()
+        if len(begin) and begin[0] >= 0:  # Blosc2 looks at the head of the first chunk when a frame is opened
+            at = frame.header + self.next[0]
             self.first = head[at:] if at == frame.header else os.pread(file, CHUNK_HEAD, frame.offset + at)
-            self.first = self.first[: frame.chunks - int(self.begin[0])]
+            self.first = self.first[: frame.chunks - self.next[0]]
 
     def read(self, file: int, box: Box | None) -> np.ndarray:
         """A box of the array, or all of it, from the file's descriptor."""
-        import blosc2
-
-        buffer = self._buffer()
-        array: Any = blosc2.ndarray_from_cframe(buffer)
-        whole = [(0, extent) for extent in array.shape]
-        bounds = whole if box is None else [part.indices(n)[:2] for part, n in zip(box, array.shape, strict=True)]
-        lows, highs = [low for low, _ in bounds], [max(low, high) for low, high in bounds]
+        buffer, array = self._opened()
+        shape: tuple[int, ...] = array.shape
+        lows, highs = [0] * len(shape), list(shape)
+        if box is not None:
+            bounds = [part.indices(extent)[:2] for part, extent in zip(box, shape, strict=True)]
+            lows, highs = [low for low, _ in bounds], [max(low, high) for low, high in bounds]
         out = np.empty([high - low for low, high in zip(lows, highs, strict=True)], array.dtype)
         if not out.size:
             return out
-        if len(self.begin):
-            self._load(file, buffer, _touched(array.shape, array.chunks, lows, highs), array)
+        if self.frame.chunks:
+            self._load(file, buffer, lows, highs, array)
         return array.get_slice_numpy(out, (lows, highs))  # what array[box] comes to, at 40 microseconds less
 
-    def _buffer(self) -> np.ndarray:
-        """The thread's buffer as this frame without its chunks."""
+    def _opened(self) -> tuple[memoryview, Any]:
+        """The thread's buffer as this frame without its chunks, and the Blosc2 array that reads from there.
+
+        Making the array is a tenth of reading a box of 64^3; a thread keeps those that it used as long as its buffer stays where it is.
+        """
+        import blosc2
+
         frame = self.frame
         kept: np.ndarray | None = getattr(_THREAD, "buffer", None)
         if kept is None or len(kept) < frame.length or frame.length < KEPT < len(kept):
             kept = _THREAD.buffer = np.empty(max(frame.length, 1 << 20), np.uint8)  # takes memory only where it is written
-        buffer = kept[: frame.length]
-        buffer[: frame.header] = np.frombuffer(self.header, np.uint8)
-        buffer[frame.header + frame.chunks :] = np.frombuffer(self.tail, np.uint8)
+            _THREAD.arrays = {}
+        buffer = memoryview(kept)[: frame.length]
+        buffer[: frame.header] = self.header
+        buffer[frame.header + frame.chunks :] = self.tail
         if self.first:
-            at = frame.header + int(self.begin[0])
-            buffer[at : at + len(self.first)] = np.frombuffer(self.first, np.uint8)
-        return buffer
+            at = frame.header + self.next[0]
+            buffer[at : at + len(self.first)] = self.first
+        arrays: dict[_Found, Any] = _THREAD.arrays
+        array = arrays.get(self)
+        if array is None:
+            if len(arrays) >= KNOWN:
+                arrays.clear()
+            array = arrays[self] = blosc2.ndarray_from_cframe(kept[: frame.length])
+        return buffer, array
 
-    def _load(self, file: int, buffer: np.ndarray, wanted: list[int], array: Any) -> None:
-        """Read chunks into their places, and check what Blosc2 believes of their heads: nothing in one may point out of its chunk.
+    def _load(self, file: int, buffer: memoryview, lows: Sequence[int], highs: Sequence[int], array: Any) -> None:
+        """Read the chunks that a box touches into their places, and check what Blosc2 believes of their heads: nothing in one may point out of
+        its chunk.
 
-        In plain Python: a box of 64^3 touches some 27 chunks, for which NumPy's calls take three times as long.
+        In plain Python: a box of 64^3 touches some 30 chunks, for which NumPy's calls take three times as long. Those that follow each other
+        along the last axis lie side by side.
         """
-        begin, end, base, place = self.begin, self.end, self.frame.header, self.frame.offset
-        if wanted and wanted[-1] >= len(begin):
+        following, edges = self.next, array.chunks
+        x, y, z = (range(low // edge, -(-high // edge)) for low, high, edge in zip(lows, highs, edges, strict=True))
+        _, ny, nz = (-(-extent // edge) for extent, edge in zip(array.shape, edges, strict=True))
+        if ((x.stop - 1) * ny + y.stop - 1) * nz + z.stop >= len(following):
             raise _damaged(Path(self.path), "an index of chunks that does not fit the array")
-        spans = sorted([(begin[number], end[number]) for number in wanted if begin[number] >= 0])
-        if not spans:
-            return
-        first, last = spans[0]
-        for low, high in spans:
+        rows = [(row + z.start, row + z.stop) for i in x for j in y for row in ((i * ny + j) * nz,)]
+        base, place = self.frame.header, self.frame.offset + self.frame.header
+        first = last = 0
+        for start, stop in rows:
+            low = following[start]
             if low > last:
-                self._fill(file, buffer[base + first : base + last], place + base + first)
+                self._fill(file, buffer[base + first : base + last], place + first)
                 first = low
-            last = max(last, high)
-        self._fill(file, buffer[base + first : base + last], place + base + first)
-        expected = (array.schunk.chunksize, math.prod(array.blocks) * array.dtype.itemsize)
-        head, most = memoryview(buffer), len(buffer) - HEAD.size - 4
-        for low, high in spans:
-            size, block, packed = HEAD.unpack_from(head, min(base + low, most) + 4)
-            if (size, block) != expected or not CHUNK_HEAD <= packed <= high - low:
-                raise _damaged(Path(self.path), "a chunk that is not the one that was written")
+            last = following[stop]
+        self._fill(file, buffer[base + first : base + last], place + first)
+        size, block, look = array.schunk.chunksize, math.prod(array.blocks) * array.dtype.itemsize, HEAD.unpack_from
+        for start, stop in rows:
+            low = following[start]
+            for high in following[start + 1 : stop + 1]:
+                if low < high:  # else all of the chunk is one value, which stands in the index
+                    found, parts, packed = look(buffer, base + low + 4)
+                    if found != size or parts != block or not CHUNK_HEAD <= packed <= high - low:
+                        raise _damaged(Path(self.path), "a chunk that is not the one that was written")
+                    low = high
 
-    def _fill(self, file: int, buffer: np.ndarray, place: int) -> None:
+    def _fill(self, file: int, buffer: memoryview, place: int) -> None:
         while len(buffer):
-            count = os.preadv(file, [buffer], place)  # type: ignore[list-item]
+            count = os.preadv(file, [buffer], place)
             if count == 0:
                 raise _damaged(Path(self.path), "a file that is cut short")
             buffer, place = buffer[count:], place + count
-
-
-def _touched(shape: Sequence[int], chunks: Sequence[int], lows: Sequence[int], highs: Sequence[int]) -> list[int]:
-    """Numbers of the chunks that a box touches, in rising order."""
-    x, y, z = (range(low // edge, -(-high // edge)) for low, high, edge in zip(lows, highs, chunks, strict=True))
-    _, ny, nz = (-(-extent // edge) for extent, edge in zip(shape, chunks, strict=True))
-    return [(i * ny + j) * nz + k for i in x for j in y for k in z]
 
 
 _FOUND: dict[tuple[Any, ...], _Found] = {}

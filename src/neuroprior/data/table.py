@@ -113,6 +113,7 @@ class Table:
         try:
             self._file = pq.ParquetFile(pa.BufferReader(self.path.read_bytes()))
             self._columns: dict[str, Any] = {}
+            self.layout = functools.lru_cache(maxsize=1024)(self._layout)
             self._one_at_a_time = threading.RLock()  # a loader's thread reads beside the training loop
             known, found = _schema().remove_metadata(), self._file.schema_arrow.remove_metadata()
             self.has_sources = found.equals(known)
@@ -194,10 +195,10 @@ class Table:
             found[SOURCE] = wanted[SOURCE]
         return [name for name, value in wanted.items() if not _same(name, found[name], value)]
 
-    def layout(self, row: int) -> dict[str, Frame]:
+    def _layout(self, row: int) -> dict[str, Frame]:
         """Where a session's arrays lie in its file."""
         try:
-            return _layout(self.column("layout")[row].as_py())
+            return {name: Frame.of(values) for name, values in json.loads(self.column("layout")[row].as_py()).items()}
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self.damaged(error) from None
 
@@ -227,11 +228,6 @@ def _same(name: str, found: Any, wanted: Any) -> bool:
         return json.loads(found) == json.loads(wanted)  # written with other blanks
     except (ValueError, RecursionError):
         return False
-
-
-@functools.lru_cache(maxsize=1024)
-def _layout(text: str) -> dict[str, Frame]:
-    return {name: Frame.of(values) for name, values in json.loads(text).items()}
 
 
 @functools.lru_cache(maxsize=4096)
