@@ -120,7 +120,7 @@ def test_an_index_of_chunks_that_lies_is_damaged(change: str, tmp_path: Path) ->
     begin[1], begin[2] = {
         "swapped": (second, first), "twice": (first, first), "beyond": (first, packed.chunks + 64), "at the end": (first, packed.chunks),
     }[change]  # fmt: skip
-    index = blosc2.compress2(begin, typesize=8)
+    index = bytes(blosc2.compress2(begin, typesize=8))
     tail = index + packed.frame[behind + len(index) :]
     path = tmp_path / "lies.nps"
     lying = sessions.Packed(packed.frame[:behind] + tail, packed.header, packed.chunks, packed.sha256)
