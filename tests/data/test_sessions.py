@@ -91,6 +91,7 @@ def test_no_file_stays_open_and_few_indexes_are_kept(tmp_path: Path) -> None:
         assert sessions.read_array(path, sessions.read(path)[1]["a"])[0, 0, 0] == number
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert len(sessions._FOUND) <= sessions.KNOWN
+    assert len(sessions._THREAD.arrays) <= sessions.KNOWN
 
 
 def test_arrays_that_are_kept_read_their_own_chunks(written: tuple[Path, dict[str, sessions.Frame]], tmp_path: Path) -> None:

@@ -310,12 +310,10 @@ class PairDataset(Dataset[dict[str, Any]]):
         """Partners in the order in which they are drawn."""
         found = self.partners(first, sessions)
         while found:
-            kinds, height = sorted(found), draw.random()
-            kind = kinds[0]
-            if len(kinds) > 1:
-                weights = np.array([self.config.kinds[kind] for kind in kinds])
-                edges = np.cumsum(weights / weights.sum())
-                kind = kinds[int(np.searchsorted(edges / edges[-1], height, side="right"))]
+            kinds = sorted(found)
+            weights = np.array([self.config.kinds[kind] for kind in kinds])
+            edges = np.cumsum(weights / weights.sum())
+            kind = kinds[int(np.searchsorted(edges / edges[-1], draw.random(), side="right"))]
             place = int(draw.integers(len(found[kind])))
             second = found[kind].pop(place)
             if not found[kind]:

@@ -52,7 +52,7 @@ CHUNK, BLOCK = (24, 24, 48), (12, 12, 24)
 LEVEL = 8
 """Of LZ4HC, likewise: level 9 takes a third longer to write and is read one per cent faster."""
 KNOWN = 256
-"""Arrays whose index of chunks a process keeps (a few kB each): a sample reads the same few again."""
+"""Arrays whose index of chunks a process keeps (a few kB each), and whose Blosc2 objects each thread does (0.1 MB each): a sample reads the same few again."""
 KEPT = 64 << 20
 """Bytes of the buffer that a thread reads chunks into; it is larger only while larger arrays are read."""
 MISSING = "a file of the store is missing"
@@ -314,12 +314,12 @@ class _Found:
             raise _damaged(Path(path), "an index of chunks that points beyond them, or is out of order")
         if frame.length - behind < HEAD.size + 4:
             raise _damaged(Path(path), "a frame without an end")
-        # of each number, and of one behind the last: where the first chunk from there on begins; so a chunk ends where the next begins
-        self.next: list[int] = following.tolist()
+        # where each chunk begins or, where all of it is one value, the next that is stored; then where the last ends. So a chunk ends where the next starts
+        self.starts: list[int] = following.tolist()
         if len(begin) and begin[0] >= 0:  # Blosc2 looks at the head of the first chunk when a frame is opened
-            at = frame.header + self.next[0]
+            at = frame.header + self.starts[0]
             self.first = head[at:] if at == frame.header else os.pread(file, CHUNK_HEAD, frame.offset + at)
-            self.first = self.first[: frame.chunks - self.next[0]]
+            self.first = self.first[: frame.chunks - self.starts[0]]
 
     def read(self, file: int, box: Box | None) -> np.ndarray:
         """A box of the array, or all of it, from the file's descriptor."""
@@ -352,7 +352,7 @@ class _Found:
         buffer[: frame.header] = self.header
         buffer[frame.header + frame.chunks :] = self.tail
         if self.first:
-            at = frame.header + self.next[0]
+            at = frame.header + self.starts[0]
             buffer[at : at + len(self.first)] = self.first
         arrays: dict[_Found, Any] = _THREAD.arrays
         array = arrays.get(self)
@@ -369,25 +369,25 @@ class _Found:
         In plain Python: a box of 64^3 touches some 30 chunks, for which NumPy's calls take three times as long. Those that follow each other
         along the last axis lie side by side.
         """
-        following, edges = self.next, array.chunks
+        starts, edges = self.starts, array.chunks
         x, y, z = (range(low // edge, -(-high // edge)) for low, high, edge in zip(lows, highs, edges, strict=True))
         _, ny, nz = (-(-extent // edge) for extent, edge in zip(array.shape, edges, strict=True))
-        if ((x.stop - 1) * ny + y.stop - 1) * nz + z.stop >= len(following):
+        if ((x.stop - 1) * ny + y.stop - 1) * nz + z.stop >= len(starts):
             raise _damaged(Path(self.path), "an index of chunks that does not fit the array")
         rows = [(row + z.start, row + z.stop) for i in x for j in y for row in ((i * ny + j) * nz,)]
         base, place = self.frame.header, self.frame.offset + self.frame.header
         first = last = 0
         for start, stop in rows:
-            low = following[start]
+            low = starts[start]
             if low > last:
                 self._fill(file, buffer[base + first : base + last], place + first)
                 first = low
-            last = following[stop]
+            last = starts[stop]
         self._fill(file, buffer[base + first : base + last], place + first)
         size, block, look = array.schunk.chunksize, math.prod(array.blocks) * array.dtype.itemsize, HEAD.unpack_from
         for start, stop in rows:
-            low = following[start]
-            for high in following[start + 1 : stop + 1]:
+            low = starts[start]
+            for high in starts[start + 1 : stop + 1]:
                 if low < high:  # else all of the chunk is one value, which stands in the index
                     found, parts, packed = look(buffer, base + low + 4)
                     if found != size or parts != block or not CHUNK_HEAD <= packed <= high - low:
