@@ -36,7 +36,6 @@ def kernels() -> ModuleType:
 def on_cpu(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Nets take the kernels on this machine too."""
     monkeypatch.setattr(_fused, "GPUS", ("cpu",))
-    monkeypatch.setattr(_fused, "can_undo", lambda *_: False)
     monkeypatch.setattr(_fused, "kernels", lambda _: kernels)
     monkeypatch.setattr(_fused, "_failed", [])
     return kernels
@@ -121,9 +120,6 @@ def test_a_net_computes_and_learns_what_it_does_without(
         return original(x, *rest)
 
     monkeypatch.setattr(on_cpu, "norm_act", counted)
-    convolve = module.convolve
-    follow = {"channels_last": LAST, "contiguous": torch.contiguous_format}[layout]  # on a GPU the maps follow the weights
-    monkeypatch.setattr(module, "convolve", lambda *how: convolve(*how).contiguous(memory_format=follow))
 
     def run() -> dict[str, Tensor]:
         net.zero_grad()
@@ -145,7 +141,7 @@ def test_a_net_computes_and_learns_what_it_does_without(
 
 
 def test_the_layout_follows_the_kernels(on_cpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert unet.build(NETS["unet"][1]).fast_layout(torch.device("cpu")) == LAST
+    assert _fused.fast_layout(torch.device("cpu")) == LAST
     net = unet.build(NETS["unet"][1])
     weight = net.get_parameter("encoder.1.0.conv.weight")
     set_layout(net, TrainingConfig(compile=True), torch.device("cpu"))
@@ -153,7 +149,10 @@ def test_the_layout_follows_the_kernels(on_cpu: ModuleType, monkeypatch: pytest.
     set_layout(net, TrainingConfig(), torch.device("cpu"))
     assert weight.is_contiguous(memory_format=LAST)
     monkeypatch.setattr(_fused, "_failed", ["it"])
-    assert net.fast_layout(torch.device("cpu")) == torch.contiguous_format
+    assert _fused.fast_layout(torch.device("cpu")) == torch.contiguous_format
+    monkeypatch.setattr(_fused, "GPUS", ("cuda",))
+    assert _fused.fast_layout(torch.device("cpu")) == LAST
+    assert _fused.fast_layout(torch.device("mps")) == torch.contiguous_format
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

@@ -12,7 +12,7 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def keep_freed_memory(limit: int = 1 << 30) -> bool:
+def keep_freed_memory(limit: int = 64 << 20) -> bool:
     """Let glibc keep freed blocks of up to ``limit`` bytes for reuse. Returns False where there is no glibc."""
     if not sys.platform.startswith("linux"):
         return False

@@ -36,14 +36,12 @@ def set_recompute(module: nn.Module, levels: int) -> None:
 
 
 def set_layout(module: nn.Module, config: TrainingConfig, device: torch.device) -> None:
-    """Lay the weights of the nets in ``module`` out as ``training.layout`` says; their maps follow. A compiler chooses for itself."""
-    for net in [part for part in module.modules() if hasattr(part, "fast_layout")]:
-        if config.layout == "auto":
-            wanted = torch.contiguous_format if config.compile else net.fast_layout(device)
-        else:
-            wanted = torch.channels_last_3d if config.layout == "channels_last" else torch.contiguous_format
-        if wanted != torch.contiguous_format:
-            net.to(memory_format=wanted)
+    """Tell the nets in ``module`` to lay out their maps as ``training.layout`` says. A compiler chooses for itself."""
+    nets: list[Any] = [part for part in module.modules() if hasattr(part, "lay_out")]
+    named = {"auto": torch.contiguous_format if config.compile else None}
+    named |= {"channels_last": torch.channels_last_3d, "contiguous": torch.contiguous_format}
+    for net in nets:
+        net.lay_out(device, named[config.layout])
 
 
 def takes_bf16(config: TrainingConfig, cpu: bool) -> bool:

@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.config import Config as BaseConfig
-from ..core.convolution import Pointwise
 from ..core.representation import Representation, both_halves
 from ._ragged import mean_by_case, softmax_by_case, sum_by_case
 
@@ -40,9 +39,9 @@ class SegmentationHead(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.logits = Pointwise(config.features, config.classes)
+        self.logits = nn.Conv3d(config.features, config.classes, 1)
         self.fusion = nn.Parameter(torch.zeros(len(config.contrasts)))
-        self.coarser = nn.ModuleList(Pointwise(channels, config.classes) for channels in config.levels)
+        self.coarser = nn.ModuleList(nn.Conv3d(channels, config.classes, 1) for channels in config.levels)
 
     def forward(self, net: nn.Module, representation: Representation, case: Tensor, contrast: Tensor, n_cases: int) -> Tensor:
         """(n_cases, classes, x, y, z); the shelf's docstring explains the ragged batch."""

@@ -344,8 +344,8 @@ def load(folder: str | Path, *, device: str = "cpu") -> Model:
                 next_step="use the neuroprior version that wrote it, or report this as a bug",
             )
     net.to(device).eval()
-    if hasattr(net, "fast_layout"):
-        net.to(memory_format=net.fast_layout(torch.device(device)))
+    if hasattr(net, "lay_out"):
+        net.lay_out(torch.device(device))
     if head is not None:
         head.to(device).eval()
     return Model(net, head, info, path)

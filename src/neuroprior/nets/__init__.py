@@ -11,7 +11,7 @@ Every net module has ``Config``, ``build(config) -> nn.Module`` and ``with_skips
 - ``decode_features(stages, code, skips) -> (B, feature_channels, x, y, z)``: the decoder's finest feature map;
 - ``code_grid(size)``: cells (x, y, z) of the anatomy half, and of a contrast half that is not finer, for an input of ``size`` voxels;
 - ``recompute`` (convolutional nets; 0 at first): of so many of the finest levels nothing but the result is kept for backward;
-- ``fast_layout(device)`` (convolutional nets): the memory format in which it is fastest there;
+- ``lay_out(device, layout=None)`` (convolutional nets): in which memory format maps lie from now on; None is the fastest there;
 - ``config`` (a :class:`~neuroprior.nets._split.SplitConfig`), ``stage_channels``, ``stage_strides``, ``feature_channels``,
   ``anatomy_channels``, ``contrast_channels``, ``about``.
 """

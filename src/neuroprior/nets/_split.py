@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.config import Config
-from ..core.convolution import Pointwise
 from ..core.representation import Representation
+from ._layout import mean_pooled
 
 LATENTS = {
     "variational": ("anatomy_mean", "anatomy_logvar", "contrast_mean", "contrast_logvar"),
@@ -76,7 +76,7 @@ class SplitConfig(Config):
             return None
         wide = {"contrast": 2 * stages} if self.contrast_pool == "both" else {}
         made: dict[str, nn.Module] = {
-            name: Pointwise(wide.get(name, stages), self.latent) for name in LATENTS[self.split]
+            name: nn.Conv3d(wide.get(name, stages), self.latent, 1) for name in LATENTS[self.split]
         }  # fmt: skip
         if self.summary:
             made["summary"] = Summary(stages, self.summary)
@@ -181,7 +181,7 @@ def represent(
 
 def _on(grid: Sequence[int], stages: Sequence[Tensor], *, largest: bool = False) -> Tensor:
     """All stages on one grid, concatenated: the mean or the largest value of a finer stage in a cell, the nearest of a coarser one."""
-    shrink = functional.adaptive_max_pool3d if largest else functional.adaptive_avg_pool3d
+    shrink = functional.adaptive_max_pool3d if largest else mean_pooled
     return torch.cat(
         [
             s if s.shape[2:] == grid

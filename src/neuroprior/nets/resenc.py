@@ -22,10 +22,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..core.convolution import Pointwise, convolve
 from ..core.representation import Representation, both_halves
-from ._fused import SLOPE, fast_layout, norm_act
+from ._fused import SLOPE, norm_act
 from ._grid import cut, padded
+from ._layout import LaidOut, MeanPool, alike, convolved
 from ._recompute import run
 from ._split import SplitConfig, represent, restored
 
@@ -80,9 +80,9 @@ class ConvNorm(nn.Module):
         self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
         self.active = active
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, x, y, z) -> (B, outputs, x', y', z')."""
-        return self.after(convolve(x, self.conv))
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, C, x, y, z), and the other channels where there are some, -> (B, outputs, x', y', z')."""
+        return self.after(convolved(x, self.conv, skip))
 
     def after(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Norm and activation of the convolution's output; a shortcut is added between the two and then always activated."""
@@ -96,14 +96,14 @@ class Residual(nn.Module):
         super().__init__()
         self.conv1 = ConvNorm(inputs, outputs, stride=stride)
         self.conv2 = ConvNorm(outputs, outputs, active=False)
-        self.skip = nn.Sequential(nn.AvgPool3d(stride) if stride > 1 else nn.Identity())
+        self.skip = nn.Sequential(MeanPool(stride) if stride > 1 else nn.Identity())
         if inputs != outputs:
             self.skip.append(ConvNorm(inputs, outputs, kernel=1, bias=False, active=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, x, y, z) -> (B, outputs, x / stride, ...)."""
         shortcut = self.skip(x)
-        return self.conv2.after(convolve(self.conv1(x), self.conv2.conv), shortcut)
+        return self.conv2.after(convolved(self.conv1(x), self.conv2.conv), shortcut)
 
 
 class Convolutions(nn.Module):
@@ -113,9 +113,9 @@ class Convolutions(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(ConvNorm(inputs, outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, x, y, z) -> (B, outputs, x, y, z)."""
-        return self.convs(x)
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, C, x, y, z), and the other channels where there are some, -> (B, outputs, x, y, z)."""
+        return self.convs[0](x, skip)
 
 
 class Stage(nn.Module):
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
         here = tuple(reversed(features[:-1]))
         self.transpconvs = nn.ModuleList(nn.ConvTranspose3d(b, h, 2, stride=2) for b, h in zip(below, here, strict=True))
         self.stages = nn.ModuleList(Convolutions(h * (2 if skips else 1), h) for h in here)
-        self.seg_layers = nn.ModuleDict({str(len(here) - 1): Pointwise(here[-1], 1)})
+        self.seg_layers = nn.ModuleDict({str(len(here) - 1): nn.Conv3d(here[-1], 1, 1)})
 
     @property
     def out(self) -> nn.Module:
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
         return next(iter(self.seg_layers.values()))
 
 
-class ResEnc(nn.Module):
+class ResEnc(LaidOut):
     """The network; see the shelf's docstring for what it answers."""
 
     about = "residual-encoder U-Net of nnU-Net and nnssl; the bottleneck's channels are split"
@@ -186,8 +186,6 @@ class ResEnc(nn.Module):
         self.latent = config.latents(sum(f))
         self.decoder = Decoder(self.anatomy_channels + self.contrast_channels, f, config.skips)
 
-    fast_layout = staticmethod(fast_layout)
-
     def code_grid(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Cells of both halves for an input of ``size`` voxels."""
         x, y, z = (-(-int(n) // self.stage_strides[-1]) for n in size)
@@ -196,6 +194,7 @@ class ResEnc(nn.Module):
     def encode(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, hidden: Tensor | None = None) -> Representation:
         """The representation of (B, 1, x, y, z) scans; ``hidden`` voxels are set to 0."""
         x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
+        x = self.laid(x)
         return represent(self.config, self.latent, self.encoder(x, self.recompute), noise, masked=hidden is not None)
 
     def halves(self, stages: Sequence[Tensor]) -> Representation:
@@ -212,7 +211,7 @@ class ResEnc(nn.Module):
                 can decode without: the skip channels are then left out of its convolutions.
             maps: takes the decoder's maps, coarsest first, where given (deep supervision).
         """
-        x = restored(self.latent, code)
+        x = self.laid(restored(self.latent, code))
         steps = len(self.decoder.stages)
         for step in range(steps):
             level = steps - 1 - step
@@ -223,13 +222,7 @@ class ResEnc(nn.Module):
 
     def _up(self, step: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """One level of the decoder."""
-        x, stage = self.decoder.transpconvs[step](x), self.decoder.stages[step]
-        if skip is not None:
-            return stage(torch.cat([x, skip], 1))
-        if self.config.skips:  # the skip channels are left out
-            block: Any = stage.get_submodule("convs.0")
-            return block.after(convolve(x, block.conv, block.conv.weight[:, : x.shape[1]]))
-        return stage(x)
+        return self.decoder.stages[step](alike(self.decoder.transpconvs[step](x), x), skip)
 
     def decode(self, anatomy: Tensor, contrast: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The reconstruction (B, 1, x, y, z) from the two halves, without skips, cut to ``size`` where given."""

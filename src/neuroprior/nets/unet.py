@@ -24,10 +24,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.convolution import Pointwise, convolve
 from ..core.representation import Representation, both_halves
-from ._fused import fast_layout, norm_act
+from ._fused import norm_act
 from ._grid import cut, padded
+from ._layout import LaidOut, alike, convolved
 from ._recompute import run
 from ._split import SplitConfig, represent, restored
 
@@ -51,12 +51,12 @@ class Block(nn.Module):
         self.conv = nn.Conv3d(inputs, outputs, 3, padding=1)
         self.norm = nn.InstanceNorm3d(outputs, affine=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, x, y, z) -> (B, outputs, x, y, z)."""
-        return norm_act(convolve(x, self.conv), self.norm)
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, C, x, y, z), and the other channels where there are some, -> (B, outputs, x, y, z)."""
+        return norm_act(convolved(x, self.conv, skip), self.norm)
 
 
-class UNet(nn.Module):
+class UNet(LaidOut):
     """The network; see the shelf's docstring for what it answers."""
 
     about = "plain U-Net; anatomy and contrast halves from all pooled levels (variational), or no split"
@@ -82,9 +82,7 @@ class UNet(nn.Module):
             self.up.append(nn.ConvTranspose3d(below, here, 2, stride=2))
             self.decoder.append(Block(here * (2 if config.skips else 1), here))
             below = here
-        self.out = Pointwise(f[0], 1)
-
-    fast_layout = staticmethod(fast_layout)
+        self.out = nn.Conv3d(f[0], 1, 1)
 
     def code_grid(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Cells of both halves for an input of ``size`` voxels."""
@@ -101,6 +99,7 @@ class UNet(nn.Module):
             hidden: (B, 1, x, y, z) bool, voxels that the net must not see: they are set to 0.
         """
         x = padded(x if hidden is None else x.masked_fill(hidden, 0.0), self.stage_strides[-1])
+        x = self.laid(x)
         stages: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             x = run(
@@ -123,7 +122,7 @@ class UNet(nn.Module):
                 can decode without: the skip channels are then left out of its convolutions.
             maps: takes the decoder's maps, coarsest first, where given (deep supervision).
         """
-        x = restored(self.latent, code)
+        x = self.laid(restored(self.latent, code))
         for step in range(len(self.up)):
             level = len(self.up) - 1 - step
             x = run(level < self.recompute, partial(self._up, step), x, *([stages[level]] if skips else ()))
@@ -133,13 +132,7 @@ class UNet(nn.Module):
 
     def _up(self, step: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """One level of the decoder."""
-        x, block = self.up[step](x), self.decoder[step]
-        assert isinstance(block, Block)
-        if skip is not None:
-            return block(torch.cat([x, skip], 1))
-        if self.config.skips:  # the skip channels are left out
-            return norm_act(convolve(x, block.conv, block.conv.weight[:, : x.shape[1]]), block.norm)
-        return block(x)
+        return self.decoder[step](alike(self.up[step](x), x), skip)
 
     def decode(self, anatomy: Tensor, contrast: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """The reconstruction (B, 1, x, y, z) from the two halves, without skips, cut to ``size`` where given."""
