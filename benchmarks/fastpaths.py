@@ -2,7 +2,7 @@
 
     python benchmarks/fastpaths.py STORE [--recipe tiny] [--steps 150] [--seeds 0 1 2] [--set data.patch=32]
 
-Without: torch's InstanceNorm and LeakyReLU, torch's convolutions, one batched decode instead of one after the other, memory given back when it is freed.
+Without: contiguous maps, torch's InstanceNorm and LeakyReLU, skips joined before they are convolved, one batched decode instead of one after the other, memory given back when it is freed.
 What is left differs by rounding, which training magnifies; the difference is put beside the spread between seeds. STORE has a val split.
 Each run is ``neuroprior pretrain`` in a process of its own. Appends a JSON line to benchmarks/results/fastpaths.jsonl.
 """
@@ -17,9 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 import neuroprior
 import record
-from neuroprior.core import artifacts, convolution
+from neuroprior.core import artifacts
 from neuroprior.engine import training
 from neuroprior.nets import _fused
 from neuroprior.objectives import _piecewise
@@ -27,8 +29,7 @@ from neuroprior.objectives import _piecewise
 
 def without() -> None:
     """Take every fast path out of this process."""
-    _fused.can_undo = lambda *_: False
-    convolution._plain = lambda *_: True
+    _fused.fast_layout = lambda _: torch.contiguous_format
     _piecewise.PIECE_VOXELS["cpu"] = 10**12
     training.keep_freed_memory = lambda: None
 

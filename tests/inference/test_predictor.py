@@ -399,6 +399,30 @@ def test_unknown_presets_and_settings_are_told() -> None:
         preset("fast", overlap=1.0)
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_fast_takes_the_windows_of_balanced_where_bfloat16_is_quick(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroprior.inference.presets.has_quick_bfloat16", lambda _: quick)
+    fast, balanced = preset("fast", device="cpu"), preset("balanced", device="cpu")
+    assert (fast.precision, balanced.precision) == ("bfloat16", "auto")
+    assert (fast.overlap == balanced.overlap) == quick
+    assert preset("fast", device="cpu", overlap=0.1).overlap == 0.1
+    assert preset("fast", device="cuda").overlap == 0.25
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_bfloat16_on_a_cpu_is_taken_where_it_is_quick_and_near_float32(
+    tmp_path: Path, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroprior.inference.windows.has_quick_bfloat16", lambda _: quick)
+    model = load(made.segmenter(tmp_path / "m"))
+    boxes = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact, auto, low = (windows.raw_outputs(model, boxes, ["T1w"], precision=p) for p in ("float32", "auto", "bfloat16"))
+    assert torch.equal(auto, exact)
+    assert torch.equal(low, exact) == (not quick)
+    assert float((low - exact).norm() / exact.norm()) < 0.05
+
+
 def test_the_peak_is_of_this_work_alone() -> None:
     if not peak_memory.reset_peak():
         pytest.skip("this system cannot reset a process' peak memory")

@@ -35,7 +35,13 @@ def composed(x: Tensor, norm: nn.InstanceNorm3d, slope: float, shortcut: Tensor 
 @pytest.mark.parametrize("undone", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 def test_values_and_gradients_equal_the_composed_operations_in_float64(
-    slope: float, with_shortcut: bool, piece: int, undone: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    slope: float,
+    with_shortcut: bool,
+    piece: int,
+    undone: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_norm_cpu, "PIECE_BYTES", piece)
     norm, exact = norm_of(6, torch.promote_types(dtype, torch.float32)), norm_of(6)
@@ -182,6 +188,8 @@ def test_a_net_computes_and_learns_what_it_does_without(
     if low:  # torch keeps the maps between norm and convolution in float32, ours are bfloat16 as on a GPU
         exact = run(low=False)
         for key, value in exact.items():
+            if key.endswith("conv.bias"):  # before a norm: its gradient is rounding alone
+                continue
             error, theirs = (float((found[key] - value).norm()) for found in (fused, plain))
             assert error <= 3 * theirs + 0.02 * float(value.norm()) + 1e-5, key
         return

@@ -36,14 +36,14 @@ class TrainingConfig(Config):
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient; None does not clip."""
     precision: Literal["auto", "32", "bf16"] = "auto"
-    """``auto`` is bf16 on a GPU that has it, else 32."""
+    """``auto`` is bf16 on a GPU that has it, else 32; ``bf16`` also on a CPU, which gains by it if it has AMX."""
     compile: bool = False
     """Try ``torch.compile``; where it fails the run goes on without."""
     recompute: int = Field(default=0, ge=0)
     """Finest levels of a convolutional net whose maps are computed again in backward instead of being kept: the same numbers with less
     memory, in more time."""
     layout: Literal["auto", "channels_last", "contiguous"] = "auto"
-    """How maps lie in memory; ``auto`` asks the net, which is for channels-last on a GPU where its norm has a kernel."""
+    """How maps lie in memory; ``auto`` asks the net, which is for channels-last on a CPU and on a GPU where its norm has a kernel."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Which device."""
     devices: int = Field(default=1, ge=1)

@@ -8,6 +8,8 @@ keeps anyway: the convolution's own output is overwritten. Means and spreads of 
 Departures: nothing of the function is changed to make it invertible. Where a weight of the norm is near zero against its bias, undoing
 it would lose digits, and so would bfloat16; then the norm's input is kept, as torch's own operations keep it.
 
+In bfloat16 torch's own kernels do the norm, a sample at a time, and backward keeps its input and its result.
+
 Channels-last because oneDNN's convolutions are up to twice as fast there (``benchmarks/README.md``), while torch's own InstanceNorm
 makes such maps contiguous first. Maps are gone over in pieces that stay in the cache. Sums are float32 within a piece and float64 over
 them.
@@ -38,6 +40,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 LAST = torch.channels_last_3d
 
+leaky_relu_backward = torch.ops.aten.leaky_relu_backward
+
 
 def norm_act(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, slope: float) -> Tensor:
     """LeakyReLU(norm(x) + shortcut); where that can be undone, or no gradient is wanted, x is overwritten.
@@ -54,7 +58,8 @@ def norm_act(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, e
     """
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))
     over = not (x.requires_grad and x.is_leaf) and (not learns or can_undo(x, weight, bias))
-    return _NormAct.apply(x, weight, bias, shortcut, eps, slope, over)  # type: ignore[return-value]
+    way = _NormAct if x.dtype == weight.dtype else _LowNormAct
+    return way.apply(x, weight, bias, shortcut, eps, slope, over)  # type: ignore[return-value]
 
 
 def can_undo(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
@@ -112,14 +117,14 @@ class _NormAct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, slope: float, over: bool
     ) -> Tensor:
-        plan, sums = _Plan.of(x), torch.promote_types(x.dtype, torch.float32)
+        plan = _Plan.of(x)
         y = x if over else torch.empty_like(x)
         flat, out, added = plan.flat(x), plan.flat(y), None if shortcut is None else plan.flat(shortcut)
         mean, spread = x.new_empty((2, plan.batch, 1, plan.channels), dtype=torch.float64)
-        for some, ranges in plan.groups(sums.itemsize):
+        for some, ranges in plan.groups(x.element_size()):
             moments = []
             for part in ranges:
-                piece, n = flat[some, part].to(sums), part.stop - part.start
+                piece, n = flat[some, part], part.stop - part.start
                 here = plan.columns(piece) / n
                 away = piece - here
                 here, square = (t.double().view(len(piece), plan.side, -1) for t in (here, plan.columns(away.mul_(away))))
@@ -128,17 +133,13 @@ class _NormAct(torch.autograd.Function):
             about = sum(square + n * (here - mean[some]) ** 2 for n, here, square in moments).sum(1, keepdim=True)
             spread[some] = (about / (plan.rows * plan.side) + eps).rsqrt()
             scale = spread[some] * weight
-            shift = plan.wide(bias - mean[some] * scale, sums)
-            scale = plan.wide(scale, sums)
+            shift, scale = plan.wide(bias - mean[some] * scale, x.dtype), plan.wide(scale, x.dtype)
             for part in ranges:
-                piece = flat[some, part].to(sums)
-                piece = torch.addcmul(shift, piece, scale, out=piece if over else None)
+                piece = torch.addcmul(shift, flat[some, part], scale, out=out[some, part])
                 if added is not None:
                     piece += added[some, part]
                 if slope != 1:
                     functional.leaky_relu_(piece, slope)
-                if not over or x.dtype != sums:
-                    out[some, part] = piece
         if over:
             ctx.mark_dirty(x)
         ctx.save_for_backward(y if over else x, weight, bias, mean, spread, shortcut)
@@ -149,7 +150,7 @@ class _NormAct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, bias, mean, spread, shortcut = ctx.saved_tensors
-        plan, sums, slope = _Plan.of(kept), torch.promote_types(kept.dtype, torch.float32), ctx.slope
+        plan, slope = _Plan.of(kept), ctx.slope
         grad = grad.contiguous(memory_format=LAST)
         dx = torch.empty_like(kept)
         passed = torch.empty_like(grad) if shortcut is not None and ctx.needs_input_grad[3] and slope != 1 else dx
@@ -160,34 +161,30 @@ class _NormAct(torch.autograd.Function):
             centre, width = bias.double().expand_as(mean), weight.double().expand_as(mean)
         else:
             centre, width = mean, 1 / spread
-            shift, scale = plan.wide(bias - mean * scale64, sums), plan.wide(scale64, sums)
+            shift, scale = plan.wide(bias - mean * scale64, kept.dtype), plan.wide(scale64, kept.dtype)
         first, second = torch.zeros_like(mean), torch.zeros_like(mean)
 
         def through(some: slice, part: slice) -> None:
             """The gradient goes through the activation."""
-            x = flat[some, part].to(sums)
+            x = flat[some, part]
             if not ctx.over:
                 x = torch.addcmul(shift[some], x, scale[some])
                 if added is not None:
                     x += added[some, part]
-            g, to = gflat[some, part].to(sums), below[some, part]
-            if to.dtype == sums:
-                torch.ops.aten.leaky_relu_backward.grad_input(g, x, slope, ctx.over, grad_input=to)
-            else:
-                to.copy_(torch.ops.aten.leaky_relu_backward(g, x, slope, ctx.over))
+            leaky_relu_backward.grad_input(gflat[some, part], x, slope, ctx.over, grad_input=below[some, part])
 
         def normed(some: slice, part: slice) -> Tensor:
             """What is normed, or what the norm made of it."""
-            x = flat[some, part].to(sums)
+            x = flat[some, part]
             if ctx.over and slope != 1:
                 x = functional.leaky_relu(x, 1 / slope)
             return x - added[some, part] if ctx.over and added is not None else x
 
-        for some, ranges in plan.groups(sums.itemsize):
+        for some, ranges in plan.groups(kept.element_size()):
             for part in ranges:
                 if slope != 1:
                     through(some, part)
-                g, x = below[some, part].to(sums), normed(some, part)
+                g, x = below[some, part], normed(some, part)
                 first[some] += plan.sum(g)
                 second[some] += plan.sum(g * x)
             second[some] = (second[some] - centre[some] * first[some]) / width[some]
@@ -195,14 +192,51 @@ class _NormAct(torch.autograd.Function):
                 continue
             tilt = -scale64[some] * second[some] / (plan.rows * plan.side) / width[some]
             level = -scale64[some] * first[some] / (plan.rows * plan.side) - tilt * centre[some]
-            tilt, level, by = (plan.wide(t, sums) for t in (tilt, level, scale64[some]))
+            tilt, level, by = (plan.wide(t, kept.dtype) for t in (tilt, level, scale64[some]))
             for part in ranges:
-                g, x = below[some, part].to(sums), normed(some, part)
-                x = torch.addcmul(level, x, tilt)
-                if kept.dtype == sums:
-                    torch.addcmul(x, g, by, out=out[some, part])
-                else:
-                    out[some, part] = x.addcmul_(g, by)
+                g, x = below[some, part], normed(some, part)
+                torch.addcmul(torch.addcmul(level, x, tilt), g, by, out=out[some, part])
         dweight, dbias = second.sum((0, 1)).to(weight), first.sum((0, 1)).to(bias)
         dshortcut = (grad if slope == 1 else passed) if shortcut is not None and ctx.needs_input_grad[3] else None
         return dx if ctx.needs_input_grad[0] else None, dweight, dbias, dshortcut, None, None, None
+
+
+class _LowNormAct(torch.autograd.Function):
+    """The same in bfloat16, with weight and bias in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, slope: float, over: bool
+    ) -> Tensor:
+        y = x if over else torch.empty_like(x)
+        mean, spread = weight.new_empty((2, *x.shape[:2]))
+        for n in range(len(x)):  # reads each value before it writes it, so the two may be one
+            moments = (mean[n], spread[n])
+            torch.native_batch_norm(x[n : n + 1], weight, bias, None, None, True, 0.0, eps, out=(y[n : n + 1], *moments))
+        if shortcut is not None:
+            y += shortcut
+        if slope != 1:
+            functional.leaky_relu_(y, slope)
+        if over:
+            ctx.mark_dirty(x)
+        else:
+            ctx.save_for_backward(x, y, weight, mean, spread)
+        ctx.slope, ctx.eps = slope, eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, weight, mean, spread = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=LAST)
+        if ctx.slope != 1:
+            grad = leaky_relu_backward(grad, y, ctx.slope, True)
+        dx = torch.empty_like(x)
+        dweight, dbias = torch.zeros(2, len(weight))
+        for n in range(len(x)):
+            dx[n : n + 1], *sums = torch.ops.aten.native_batch_norm_backward(
+                grad[n : n + 1], x[n : n + 1], weight, None, None, mean[n], spread[n], True, ctx.eps, [True, True, True]
+            )
+            dweight += sums[0]
+            dbias += sums[1]
+        return dx, dweight, dbias, grad if ctx.needs_input_grad[3] else None, None, None, None

@@ -112,10 +112,10 @@ def predict(
 
     if overlap is not None and not 0 <= overlap < 1:
         raise ConfigError("--overlap is a share of the window", expected="0 <= overlap < 1", got=overlap)
-    config = presets.preset(
-        preset, overlap=overlap, samples=samples, seed=seed, probabilities=probabilities, uncertainty=uncertainty
-    )
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    config = presets.preset(
+        preset, device=device, overlap=overlap, samples=samples, seed=seed, probabilities=probabilities, uncertainty=uncertainty
+    )
     if device == "cpu":
         keep_freed_memory()
     loaded = load(model, device=device)

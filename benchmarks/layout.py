@@ -1,6 +1,6 @@
-"""A training step of small nets with and without the fast ways of `core/convolution`, in turn in one process. One thread.
+"""A step of small and large nets with channels-last maps and with contiguous ones, in turn in one process. One thread.
 
-Usage: python benchmarks/convolution.py [--rounds 15]
+Usage: python benchmarks/layout.py [--rounds 15]
 
 Prints a JSON line a case: medians of processor time in ms, and the median of paired ratios with its quartiles.
 """
@@ -11,12 +11,11 @@ import argparse
 import json
 import time
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 
-from neuroprior.core import convolution
+from neuroprior.engine.allocator import keep_freed_memory
 from neuroprior.nets import unet
 
 CASES = {
@@ -39,20 +38,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
+    cpu = torch.device("cpu")
     for name, (shape, features, convolutions) in CASES.items():
         torch.manual_seed(0)
         net = unet.build(unet.Config(features=features, convolutions=convolutions, latent=32))
         scans = torch.randn(shape)
         fast, plain = [], []
         for _ in range(given.rounds + 1):
-            fast.append(step(net, scans))
-            with mock.patch.object(convolution, "_plain", lambda *_: True):
-                plain.append(step(net, scans))
+            for times, layout in ((fast, torch.channels_last_3d), (plain, torch.contiguous_format)):
+                net.lay_out(cpu, layout)
+                times.append(step(net, scans))
         ratio = np.array(fast[1:]) / plain[1:]
         low, middle, high = np.percentile(ratio, [25, 50, 75])
         print(json.dumps({
-            "benchmark": "convolution", "case": name, "fast_ms": round(1e3 * float(np.median(fast[1:])), 1),
-            "plain_ms": round(1e3 * float(np.median(plain[1:])), 1), "ratio": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)],
+            "benchmark": "layout", "case": name, "channels_last_ms": round(1e3 * float(np.median(fast[1:])), 1),
+            "contiguous_ms": round(1e3 * float(np.median(plain[1:])), 1), "ratio": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)],
         }), flush=True)  # fmt: skip
 
 
