@@ -22,6 +22,7 @@ from neuroprior.inference.embedding import embed_case
 from neuroprior.inference.ensemble import write_ensemble
 from neuroprior.inference.model import load, read_info
 from neuroprior.inference.predictor import CaseInput, predict_case
+from neuroprior.inference.presets import preset
 from neuroprior.protocols import read
 from neuroprior.stages.export import export
 
@@ -99,7 +100,8 @@ def _same_answer(out: Path, model: Path, number: int, tmp_path: Path) -> None:
     if task["kind"] == "embedding":
         np.testing.assert_allclose(np.load(answer), embed_case(loaded, case), rtol=1e-5, atol=1e-6)
         return
-    expected = predict_case(loaded, case, reference=next(name for name in case.scans if name in loaded.contrasts))
+    reference = next(name for name in case.scans if name in loaded.contrasts)
+    expected = predict_case(loaded, case, preset(task["preset"]), reference=reference)
     if task["kind"] == "segmentation":
         mask, _ = nifti.read_labels(answer)
         assert expected.mask is not None
