@@ -12,4 +12,7 @@ def has_quick_bfloat16(device: torch.device | str) -> bool:
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return torch.device(device).type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    if torch.device(device).type != "cpu":
+        return False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # younger than the oldest torch that we take
+    return bool(capabilities().get("amx_bf16", False))
