@@ -93,3 +93,10 @@ def test_cells_have_the_mean_of_their_voxels(size: tuple[int, ...], grid: tuple[
     (exact,) = torch.autograd.grad(true.square().sum(), [x])
     torch.testing.assert_close(gradient, exact, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
     assert _layout.is_last(gradient)
+
+
+@pytest.mark.parametrize("size", [(8, 4, 6), (7, 4, 6)])
+@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format])
+def test_a_pool_is_torchs_average_pool(size: tuple[int, ...], layout: torch.memory_format) -> None:
+    x = torch.randn(2, 3, *size).contiguous(memory_format=layout)
+    torch.testing.assert_close(_layout.MeanPool(2)(x), nn.AvgPool3d(2)(x))
