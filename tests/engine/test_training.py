@@ -252,6 +252,27 @@ def test_running_out_of_memory_later_is_raised_as_it_is(tmp_path: Path) -> None:
         train(Large(2, False), config(), tmp_path / "run", loader=growing, save_model=save, recipe={"toy": 1})
 
 
+def test_32_is_taken_as_a_number_and_as_text() -> None:
+    assert config(precision=32).precision == config(precision="32").precision == "32"
+    with pytest.raises(ValueError, match="bf16"):
+        config(precision=16)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_run_in_bf16_clips_and_learns_as_one_in_float32_does(name: str, tmp_path: Path) -> None:
+    def weights(folder: str, **changes: Any) -> Tensor:
+        go(tmp_path / folder, schedule={"name": "constant"}, **changes)
+        return torch.tensor(json.loads((tmp_path / folder / "model" / "weights.json").read_text()))
+
+    optimizer = {"name": name, "lr": 1e-2}
+    exact, low = (weights(precision, optimizer=optimizer, precision=precision) for precision in ("32", "bf16"))
+    torch.testing.assert_close(low, exact, atol=2e-3, rtol=0)
+    assert not torch.equal(low, exact)
+    plain = {"name": "sgd", "lr": 1e-2, "momentum": 0.0, "weight_decay": 0.0}
+    held = weights("held", optimizer=plain, precision="bf16", clip_norm=1e-4)
+    assert 0 < float((held - Toy().layer.weight).detach().norm()) <= 20 * 1e-2 * 1e-4 * 1.001
+
+
 def test_a_gpu_without_bf16_is_told_of_where_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 
 from ..core.errors import ConfigError
@@ -52,6 +53,20 @@ def takes_bf16(config: TrainingConfig, cpu: bool) -> bool:
     if config.precision == "bf16" and not there:
         logger.warning("this GPU has no bfloat16: training in float32 (training.precision=32 says the same)")
     return there
+
+
+class BFloat16(MixedPrecision):
+    """Lightning's mixed bfloat16 that clips the gradients of a fused optimiser too.
+
+    Lightning refuses, since such an optimiser would undo the scaling of gradients within its step; but bfloat16 scales none.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", device)
+
+    def clip_gradients(self, *args: Any, **named: Any) -> None:
+        """As without mixed precision."""
+        Precision.clip_gradients(self, *args, **named)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

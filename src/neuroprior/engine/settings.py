@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..core.config import Config
 from ..core.errors import ConfigError
@@ -76,6 +76,12 @@ class TrainingConfig(Config):
     """Share of the past in the smoothed score; 0 takes each validation as it is."""
     patience: int | None = Field(default=None, ge=1)
     """End the run after this many validations without a better one; None trains to the end."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """``training.precision=32`` on a command line is a number."""
+        return str(value) if value == 32 else value
 
     def resolved(self, samples_per_epoch: int) -> TrainingConfig:
         """The same with ``steps``, ``steps_per_epoch`` and ``warmup_steps`` as numbers.

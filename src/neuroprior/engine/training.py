@@ -36,7 +36,7 @@ from torch import nn
 from ..core import artifacts
 from ..core.errors import ConfigError
 from .allocator import keep_freed_memory
-from .device import device_of, set_layout, set_recompute, takes_bf16
+from .device import BFloat16, device_of, set_layout, set_recompute, takes_bf16
 from .health import Observation
 from .loop import SIGNALS, Errors, Loop, has_time
 from .resuming import load_state, refuse_other
@@ -147,7 +147,8 @@ def train(
             strategy = DDPStrategy(process_group_backend="gloo" if cpu else "nccl", find_unused_parameters=True)
         with _quiet_lightning():
             trainer = lightning.Trainer(
-                accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy, precision="bf16-mixed" if bf16 else "32-true",
+                accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy,
+                precision=None if bf16 else "32-true", plugins=BFloat16("cpu" if cpu else "cuda") if bf16 else None,
                 max_steps=config.steps - loop.start, max_epochs=-1, accumulate_grad_batches=config.accumulate,
                 gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Errors()],
                 enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
