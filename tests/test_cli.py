@@ -69,7 +69,7 @@ def test_doctor_says_why_a_card_goes_without_the_fused_norm(tmp_path: Path, monk
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="a card", total_memory=24 * 2**30))
     monkeypatch.setattr(_fused, "_failed", [])
     monkeypatch.setattr(_fused, "kernels", lambda _: _fused._failed.append("ModuleNotFoundError: No module named 'triton'"))

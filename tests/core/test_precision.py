@@ -25,5 +25,5 @@ def test_other_processors_and_an_older_torch_have_none(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("there", [True, False])
 def test_a_gpu_is_asked(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: there)
     assert has_quick_bfloat16("cuda") == there

@@ -273,16 +273,20 @@ def test_a_run_in_bf16_clips_and_learns_as_one_in_float32_does(name: str, tmp_pa
     assert 0 < float((held - Toy().layer.weight).detach().norm()) <= 20 * 1e-2 * 1e-4 * 1.001
 
 
-def test_a_gpu_without_bf16_is_told_of_where_it_was_asked_for(
+def test_a_device_without_bf16_is_told_of_where_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert not takes_bf16(config(precision="auto"), cpu=False)
     assert "bfloat16" not in caplog.text
     assert not takes_bf16(config(precision="bf16"), cpu=False)
     assert caplog.text.count("bfloat16") == 1
-    assert takes_bf16(config(precision="bf16"), cpu=True)
     assert not takes_bf16(config(precision="auto"), cpu=True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    for amx in (True, False):
+        caplog.clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx}, raising=False)
+        assert takes_bf16(config(precision="bf16"), cpu=True)
+        assert ("no AMX" in caplog.text) == (not amx)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert takes_bf16(config(precision="auto"), cpu=False)
     assert not takes_bf16(config(precision="32"), cpu=False)

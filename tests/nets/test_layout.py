@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from neuroprior.nets import _fused, _layout, resenc, unet
 
@@ -100,3 +101,20 @@ def test_cells_have_the_mean_of_their_voxels(size: tuple[int, ...], grid: tuple[
 def test_a_pool_is_torchs_average_pool(size: tuple[int, ...], layout: torch.memory_format) -> None:
     x = torch.randn(2, 3, *size).contiguous(memory_format=layout)
     torch.testing.assert_close(_layout.MeanPool(2)(x), nn.AvgPool3d(2)(x))
+
+
+def test_a_weight_that_an_adapter_computes_is_computed_once() -> None:
+    class Doubled(nn.Module):
+        calls = 0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            self.calls += 1
+            return 2 * weight
+
+    layer, adapter = nn.Conv3d(6, 2, 3, padding=1), Doubled()
+    x, skip = (t.contiguous(memory_format=LAST) for t in torch.randn(2, 1, 3, 4, 4, 4))
+    true = functional.conv3d(torch.cat([x, skip], 1), 2 * layer.weight, layer.bias, padding=1)
+    parametrize.register_parametrization(layer, "weight", adapter)
+    adapter.calls = 0
+    torch.testing.assert_close(_layout.convolved(x, layer, skip), true, rtol=1e-4, atol=1e-5)
+    assert adapter.calls == 1

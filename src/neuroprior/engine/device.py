@@ -7,10 +7,10 @@ import os
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 
 from ..core.errors import ConfigError
+from ..core.precision import has_quick_bfloat16
 from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -46,27 +46,16 @@ def set_layout(module: nn.Module, config: TrainingConfig, device: torch.device) 
 
 
 def takes_bf16(config: TrainingConfig, cpu: bool) -> bool:
-    """Whether steps are taken in bfloat16; a GPU that has none is told of, once, where it was asked for."""
-    if cpu or config.precision == "32":
-        return config.precision == "bf16"
-    there = torch.cuda.is_bf16_supported()
-    if config.precision == "bf16" and not there:
-        logger.warning("this GPU has no bfloat16: training in float32 (training.precision=32 says the same)")
-    return there
-
-
-class BFloat16(MixedPrecision):
-    """Lightning's mixed bfloat16 that clips the gradients of a fused optimiser too.
-
-    Lightning refuses, since such an optimiser would undo the scaling of gradients within its step; but bfloat16 scales none.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__("bf16-mixed", device)
-
-    def clip_gradients(self, *args: Any, **named: Any) -> None:
-        """As without mixed precision."""
-        Precision.clip_gradients(self, *args, **named)
+    """Whether steps are taken in bfloat16; a device that gains nothing by it is told of, once, where it was asked for."""
+    if config.precision == "32" or (cpu and config.precision == "auto"):
+        return False
+    quick = has_quick_bfloat16("cpu" if cpu else "cuda")
+    if config.precision == "bf16" and not quick:
+        logger.warning(
+            "this CPU has no AMX: bfloat16 saves no time here (training.precision=32)" if cpu
+            else "this GPU has no bfloat16: training in float32 (training.precision=32 says the same)"
+        )  # fmt: skip
+    return cpu or quick
 
 
 def is_out_of_memory(error: BaseException) -> bool:

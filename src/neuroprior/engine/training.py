@@ -31,12 +31,13 @@ from typing import Any, Literal
 
 import lightning.pytorch as lightning
 import yaml
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 
 from ..core import artifacts
 from ..core.errors import ConfigError
 from .allocator import keep_freed_memory
-from .device import BFloat16, device_of, set_layout, set_recompute, takes_bf16
+from .device import device_of, set_layout, set_recompute, takes_bf16
 from .health import Observation
 from .loop import SIGNALS, Errors, Loop, has_time
 from .resuming import load_state, refuse_other
@@ -148,7 +149,7 @@ def train(
         with _quiet_lightning():
             trainer = lightning.Trainer(
                 accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy,
-                precision=None if bf16 else "32-true", plugins=BFloat16("cpu" if cpu else "cuda") if bf16 else None,
+                precision=None if bf16 else "32-true", plugins=_BFloat16("cpu" if cpu else "cuda") if bf16 else None,
                 max_steps=config.steps - loop.start, max_epochs=-1, accumulate_grad_batches=config.accumulate,
                 gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Errors()],
                 enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
@@ -165,6 +166,20 @@ def train(
             loop.finish_without_steps()
         status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
         return TrainingResult(run, status, loop.step, loop.ended or "steps")
+
+
+class _BFloat16(MixedPrecision):
+    """Lightning's mixed bfloat16 that clips the gradients of a fused optimiser too.
+
+    Lightning refuses, since such an optimiser would undo the scaling of gradients within its step; but bfloat16 scales none.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", device)
+
+    def clip_gradients(self, *args: Any, **named: Any) -> None:
+        """As without mixed precision."""
+        Precision.clip_gradients(self, *args, **named)
 
 
 @contextlib.contextmanager

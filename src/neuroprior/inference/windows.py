@@ -195,7 +195,8 @@ def raw_outputs(
     noise = None
     if draws:
         noise = _noise(model, boxes.shape[2:], [(*draw, name) for draw in draws for name in contrasts], device)
-    low = device.type == "cuda" if precision == "auto" else precision == "bfloat16" and has_quick_bfloat16(device)
+    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    low = wanted and has_quick_bfloat16(device)
     with torch.autocast(device.type, dtype=torch.bfloat16) if low else contextlib.nullcontext():
         representation = model.net.encode(rows) if noise is None else model.net.encode(rows, noise=noise)
         extra: dict[str, Any] = {} if covariates is None else {"covariates": covariates}

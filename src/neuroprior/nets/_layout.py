@@ -61,12 +61,12 @@ def convolved(x: Tensor, layer: nn.Conv3d, skip: Tensor | None = None) -> Tensor
     Returns:
         (B, out, x', y', z').
     """
-    n, how = x.shape[1], (layer.stride, layer.padding)
+    n, weight, how = x.shape[1], layer.weight, (layer.stride, layer.padding)  # the weight once: an adapter may compute it
     if skip is not None and not (_on_cpu(x) and is_last(x)):
         x, n = torch.cat([x, skip], 1), layer.in_channels
-    y = alike(functional.conv3d(x, layer.weight[:, :n], layer.bias, *how), x)
+    y = alike(functional.conv3d(x, weight[:, :n], layer.bias, *how), x)
     if skip is not None and n < layer.in_channels:
-        y += functional.conv3d(skip, layer.weight[:, n:], None, *how)
+        y += functional.conv3d(skip, weight[:, n:], None, *how)
     return y
 
 

@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 PIECE_BYTES = 4 << 20
-"""About the size of the pieces, in the precision of the sums."""
+"""About the size of the pieces."""
 
 WIDTH = 128
 """Numbers in a row of a map of few channels, at least where its voxels can be divided so."""
@@ -84,6 +84,11 @@ class _Plan(NamedTuple):
         side = math.gcd(voxels, max(1, WIDTH // x.shape[1]))
         return cls(x.shape[0], x.shape[1], side, voxels // side)
 
+    @property
+    def voxels(self) -> int:
+        """Of a map."""
+        return self.rows * self.side
+
     def flat(self, x: Tensor) -> Tensor:
         """(B, rows, side x C), the map's memory as it lies."""
         return x.permute(0, 2, 3, 4, 1).view(self.batch, self.rows, self.side * self.channels)
@@ -129,9 +134,9 @@ class _NormAct(torch.autograd.Function):
                 away = piece - here
                 here, square = (t.double().view(len(piece), plan.side, -1) for t in (here, plan.columns(away.mul_(away))))
                 moments.append((n, here, square))
-            mean[some] = sum(n * here for n, here, _ in moments).sum(1, keepdim=True) / (plan.rows * plan.side)
+            mean[some] = sum(n * here for n, here, _ in moments).sum(1, keepdim=True) / plan.voxels
             about = sum(square + n * (here - mean[some]) ** 2 for n, here, square in moments).sum(1, keepdim=True)
-            spread[some] = (about / (plan.rows * plan.side) + eps).rsqrt()
+            spread[some] = (about / plan.voxels + eps).rsqrt()
             scale = spread[some] * weight
             shift, scale = plan.wide(bias - mean[some] * scale, x.dtype), plan.wide(scale, x.dtype)
             for part in ranges:
@@ -190,8 +195,8 @@ class _NormAct(torch.autograd.Function):
             second[some] = (second[some] - centre[some] * first[some]) / width[some]
             if not ctx.needs_input_grad[0]:
                 continue
-            tilt = -scale64[some] * second[some] / (plan.rows * plan.side) / width[some]
-            level = -scale64[some] * first[some] / (plan.rows * plan.side) - tilt * centre[some]
+            tilt = -scale64[some] * second[some] / plan.voxels / width[some]
+            level = -scale64[some] * first[some] / plan.voxels - tilt * centre[some]
             tilt, level, by = (plan.wide(t, kept.dtype) for t in (tilt, level, scale64[some]))
             for part in ranges:
                 g, x = below[some, part], normed(some, part)

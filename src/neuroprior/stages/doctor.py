@@ -58,7 +58,7 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             facts: Any = torch.cuda.get_device_properties(number)
-            bf16 = torch.cuda.is_bf16_supported()
+            bf16 = has_quick_bfloat16("cuda")
             rows.append((f"gpu {number}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, bf16 {'yes' if bf16 else 'no'}",
                          "" if bf16 else "training.precision=32"))  # fmt: skip
             reason = trouble(torch.device("cuda", number))
