@@ -27,7 +27,6 @@ import neuroprior
 import record
 from neuroprior.data.loading import make_loader
 from neuroprior.data.pairs import PairDataset, collate_pairs
-from neuroprior.data.records import moved
 from neuroprior.data.store import Store
 from neuroprior.engine import pace
 from neuroprior.engine.loop import Loop
@@ -45,7 +44,7 @@ def bare(store: Path, recipe: str, settings: list[str], steps: int, pipe: Any) -
     objective = plan.build_objective(models.build_net(plan.net_name, plan.net))
     loader = make_loader(dataset, batch=config.batch, start_sample=0, n_samples=config.batch, collate=collate_pairs, workers=0)
     batch = next(iter(loader))
-    found = pace.take(objective, config, itertools.repeat(batch, (steps + 2) * config.accumulate), moved, 10**9)
+    found = pace.take(objective, config, itertools.repeat(batch, (steps + 2) * config.accumulate), 10**9)
     pipe.send((statistics.mean(found.step_s), statistics.mean(found.processor_s)))
 
 

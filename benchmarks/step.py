@@ -33,9 +33,9 @@ from torch.nn import functional
 
 import record
 from neuroprior.core.seeds import torch_generator
-from neuroprior.data.records import PairBatch, moved
+from neuroprior.data.records import PairBatch
 from neuroprior.engine.allocator import keep_freed_memory
-from neuroprior.engine.device import set_layout, set_recompute
+from neuroprior.engine.device import moved, set_layout, set_recompute
 from neuroprior.engine.optimisers import OptimizerConfig, build
 from neuroprior.engine.settings import TrainingConfig
 from neuroprior.nets import resenc, unet

@@ -88,9 +88,9 @@ class Counted(nn.Module):
 def test_steps_are_whole_and_the_first_two_do_not_count() -> None:
     module = Counted()
     config = TrainingConfig(steps=1, accumulate=3, accelerator="cpu")
-    found = pace.take(module, config, [torch.ones(1)] * 17, lambda batch, device: batch.to(device), 60.0)
+    found = pace.take(module, config, [torch.ones(1)] * 17, 60.0)
     assert len(found.step_s) == 3  # five whole steps of 17 micro-batches
     assert module.seen == 17
     assert found.energy_kwh is None
     with pytest.raises(ValueError, match="three steps"):
-        pace.take(Counted(), config, [torch.ones(1)] * 6, lambda batch, device: batch, 0.0)
+        pace.take(Counted(), config, [torch.ones(1)] * 6, 0.0)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-import torch
 from torch import Tensor
 
 
@@ -42,8 +40,3 @@ class PairBatch(TypedDict):
     """(B, x, y, z) int64 ids of scan B's label map; 0 where there is none."""
     has_label: Tensor
     """(B,) bool: both label maps are there."""
-
-
-def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch with its tensors on a device; sample numbers stay on the CPU, where masks are drawn."""
-    return {name: value.to(device) if hasattr(value, "to") and name != "sample" else value for name, value in batch.items()}

@@ -25,8 +25,8 @@ def observer(fit: PairDataset, read: PairDataset | None, batch: int) -> Callable
     """
     import torch
 
+    from ..engine.device import moved
     from .pairs import collate_pairs
-    from .records import moved
 
     def batches(dataset: PairDataset | None, most: int) -> list[PairBatch]:
         if dataset is None:

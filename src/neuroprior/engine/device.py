@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.precision import has_quick_bfloat16
@@ -15,12 +16,25 @@ from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
+HOST = ("sample", "paired")
+"""What of a batch stays on the CPU: the numbers that masks and noise are drawn from there, and which scans are pairs. Asking a GPU for
+them would make the CPU wait until the GPU has nothing left to do."""
+
 
 def device_of(config: TrainingConfig) -> torch.device:
     """Where this process trains: its own GPU of those that there are, or the CPU."""
     if config.accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A tensor, or the tensors of nested mappings, on ``device``; pinned ones are copied while it still works. :data:`HOST` stays."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: value if name in HOST else moved(value, device) for name, value in batch.items()}
+    return batch
 
 
 def set_recompute(module: nn.Module, levels: int) -> None:

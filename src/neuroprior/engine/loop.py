@@ -23,7 +23,7 @@ from ..core import artifacts, seeds
 from ..core.errors import ConfigError, DivergenceError
 from . import events, optimisers
 from .compiling import Compiled
-from .device import is_out_of_memory
+from .device import is_out_of_memory, moved
 from .health import ADVICE, RUINED, Alarm, Monitor, Observation, measure, probe
 from .ledger import Ledger, Meter
 from .phases import PhaseConfig, rate_of, share_of_rate
@@ -100,6 +100,10 @@ class Loop(lightning.LightningModule):
         """The batches from the first step that is not done yet."""
         world = self.trainer.world_size
         return self._loader(self.start * self.config.batch * self.config.accumulate * world, self.trainer.global_rank, world)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch where the module is, but for what draws masks and noise (:func:`.device.moved`)."""
+        return moved(batch, device)
 
     def on_fit_start(self) -> None:
         """Restore the optimiser, rewind the trace, compile."""

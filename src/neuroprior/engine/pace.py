@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from . import optimisers
 from .allocator import keep_freed_memory
-from .device import device_of, set_layout, set_recompute, takes_bf16
+from .device import device_of, moved, set_layout, set_recompute, takes_bf16
 from .ledger import Ledger, Meter
 from .settings import TrainingConfig
 
@@ -59,16 +59,13 @@ class Pace:
         return sum(self.wait_s) / sum(self.step_s)
 
 
-def take(
-    module: nn.Module, config: TrainingConfig, batches: Iterable[Any], moved: Callable[[Any, torch.device], Any], seconds: float
-) -> Pace:
+def take(module: nn.Module, config: TrainingConfig, batches: Iterable[Any], seconds: float) -> Pace:
     """Steps until ``seconds`` are over, at least three, or until the batches end; the first two are not counted.
 
     Args:
         module: ``module(batch, epoch=float, seed=int)`` returns a mapping with ``loss``; it is trained.
         config: optimiser, precision, clipping; a step is one micro-batch times ``accumulate``.
         batches: micro-batches.
-        moved: brings a batch to a device.
         seconds: after the first two steps.
 
     Raises:

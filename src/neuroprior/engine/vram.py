@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from ..core.config import read_yaml
 from ..core.errors import ConfigError
 from . import optimisers
-from .device import device_of, is_out_of_memory, set_layout, set_recompute, takes_bf16
+from .device import device_of, is_out_of_memory, moved, set_layout, set_recompute, takes_bf16
 from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Ladder:
 
 
 def ladder(
-    module: nn.Module, config: TrainingConfig, draw: Callable[[int], Any], moved: Callable[[Any, torch.device], Any], *, couples: int | None = None,
+    module: nn.Module, config: TrainingConfig, draw: Callable[[int], Any], *, couples: int | None = None,
     precision: Literal["here", "gpu"] = "here",
 ) -> Ladder:  # fmt: skip
     """The ladder of a module on what this process trains on; the module itself is not touched.
@@ -136,7 +136,6 @@ def ladder(
         module: ``module(batch, epoch=float, seed=int)`` returns a mapping with ``loss``.
         config: the recipe's training.
         draw: a batch of so many samples on the CPU.
-        moved: brings a batch to a device.
         couples: samples that are compared with each other and stay in one micro-batch, or None.
         precision: that of a run here, or that of one on a GPU with bfloat16.
     """

@@ -120,39 +120,42 @@ class ViT(nn.Module):
         Raises:
             ValueError: a token is hidden in part, or a sample has no visible token.
         """
-        visible = None if hidden is None else self._visible(hidden)
+        visible, in_part = (None, None) if hidden is None else self._visible(hidden)
         if hidden is not None:
             x = x.masked_fill(hidden, 0.0)
         tokens = self.embed(padded(x, self.config.token))  # (B, W, gx, gy, gz)
         grid = tokens.shape[2:]
         rows = tokens.flatten(2).transpose(1, 2) + positions(grid, self.config.width, tokens)
-        if visible is None:
+        if visible is None or in_part is None:
             rows = self.encoder(rows)
         else:
             seen = visible.flatten(1)  # (B, T)
-            count = seen.sum(1)
-            if int(count.min()) == 0:
+            # how many rows are kept is a shape: a GPU is waited for here, once
+            torn, least, most = torch.stack([in_part.to(torch.int64), *seen.sum(1).aminmax()]).tolist()
+            if torn:
+                raise ValueError(
+                    f"a token is hidden in part: objective.block must be a multiple of net.token ({self.config.token})"
+                )
+            if least == 0:
                 raise ValueError("a sample has no visible token: lower objective.ratio")
-            order = torch.argsort(seen.to(torch.uint8), dim=1, descending=True, stable=True)[:, : int(count.max())]
+            order = torch.argsort(seen.to(torch.uint8), dim=1, descending=True, stable=True)[:, :most]
             index = order.unsqueeze(2).expand(-1, -1, rows.shape[2])
             absent = ~torch.gather(seen, 1, order)  # what fills up the short rows
-            out = self.encoder(torch.gather(rows, 1, index), src_key_padding_mask=absent if bool(absent.any()) else None)
+            out = self.encoder(torch.gather(rows, 1, index), src_key_padding_mask=absent if least < most else None)
             out = out.masked_fill(absent.unsqueeze(2), 0.0)
             rows = torch.zeros(rows.shape, dtype=out.dtype, device=out.device).scatter(1, index, out)
         code = rows.transpose(1, 2).reshape(tokens.shape)
         return represent(self.config, self.latent, [code], noise, visible)
 
-    def _visible(self, hidden: Tensor) -> Tensor:
-        """(B, 1, gx, gy, gz) bool from the voxels' mask."""
+    def _visible(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, gx, gy, gz) bool from the voxels' mask, and whether any token is hidden in part."""
         token = self.config.token
         filled = [(-n) % token for n in hidden.shape[2:]]
         edge = (0, filled[2], 0, filled[1], 0, filled[0])
         share = functional.avg_pool3d(functional.pad(hidden.float(), edge), token)
         inside = functional.avg_pool3d(functional.pad(torch.ones_like(hidden, dtype=torch.float32), edge), token)
         share = share / inside
-        if bool(((share > 1e-4) & (share < 1 - 1e-4)).any()):
-            raise ValueError(f"a token is hidden in part: objective.block must be a multiple of net.token ({token})")
-        return share < 0.5
+        return share < 0.5, ((share > 1e-4) & (share < 1 - 1e-4)).any()
 
     def halves(self, stages: Sequence[Tensor]) -> Representation:
         """The representation of an encoder's stages, of whole scans; running statistics stay as they are."""

@@ -34,17 +34,18 @@ def agreement(
     Args:
         form: which.
         a, b: (B, C, x, y, z) halves of the two scans, any real values.
-        paired: (B,) bool, where ``b`` is another scan than ``a``.
+        paired: (B,) bool, where ``b`` is another scan than ``a``; on the CPU, so that a GPU need not be waited for.
         subject: B names; equal names are never contrasted.
         temperature: of ``dense_infonce``.
     """
     a, b = a.float(), b.float()
     if form == "cosine":
-        return ((1 - flat_cosine(a, b)) * paired.to(a.dtype)).sum() / a.shape[0]
-    chosen = paired.nonzero().squeeze(1)
-    names = [subject[n] for n in chosen.tolist()]
+        return ((1 - flat_cosine(a, b)) * paired.to(a.device, a.dtype, non_blocking=True)).sum() / a.shape[0]
+    numbers = paired.nonzero().squeeze(1)
+    names = [subject[n] for n in numbers.tolist()]
     if len(set(names)) < 2:
         return (a.sum() + b.sum()) * 0.0
+    chosen = numbers.to(a.device, non_blocking=True)
     a, b = a[chosen], b[chosen]
     if form == "vicreg":
         return vicreg(a.mean((2, 3, 4)), b.mean((2, 3, 4)))
@@ -72,8 +73,8 @@ def dense_infonce(a: Tensor, b: Tensor, names: Sequence[str], temperature: float
     similarity = torch.einsum("ncp,mcp->pnm", rows, rows) / temperature  # (cells, 2B, 2B)
     n = a.shape[0]
     number = {name: k for k, name in enumerate(dict.fromkeys(names))}
-    who = torch.tensor([number[name] for name in (*names, *names)], device=a.device)
-    partner = torch.cat([torch.arange(n, 2 * n), torch.arange(n)]).to(a.device)
+    who = torch.tensor([number[name] for name in (*names, *names)]).to(a.device, non_blocking=True)
+    partner = torch.arange(2 * n, device=a.device).roll(n)
     allowed = who[:, None] != who[None, :]
     allowed[torch.arange(2 * n, device=a.device), partner] = True
     similarity = similarity.masked_fill(~allowed, float("-inf"))

@@ -24,13 +24,15 @@ def disturbed(image: Tensor, sample: Tensor, strength: float, *, seed: int, purp
     for row, number in zip(image, sample.tolist(), strict=True):
         generator = seeds.torch_generator(seed, purpose, int(number))
         coarse = torch.randn((1, 1, 3, 3, 3), generator=generator) * strength
-        field = functional.interpolate(coarse, size=row.shape[1:], mode="trilinear", align_corners=True)[0].to(row.device)
+        field = functional.interpolate(coarse, size=row.shape[1:], mode="trilinear", align_corners=True)[0].to(
+            row.device, non_blocking=True
+        )
         power, blur, noise, offset = torch.rand(4, generator=generator).tolist()
         x = row * field.exp()
         x = x.sign() * x.abs().clamp(min=1e-6) ** (1 + strength * (2 * power - 1))
         smooth = functional.avg_pool3d(x[None], 3, stride=1, padding=1)[0]
         share = min(1.0, 2 * strength * blur)
         x = (1 - share) * x + share * smooth + strength * (2 * offset - 1)
-        x = x + 0.5 * strength * noise * torch.randn(row.shape, generator=generator).to(row.device)
+        x = x + 0.5 * strength * noise * torch.randn(row.shape, generator=generator).to(row.device, non_blocking=True)
         out.append(torch.where(row == 0, torch.zeros_like(x), x))
     return torch.stack(out)

@@ -194,7 +194,7 @@ class AnatomySplit(nn.Module):
                 c.agreement_form,
                 a.anatomy[:, : self.local],
                 b.anatomy[:, : self.local],
-                paired,
+                batch["paired"],
                 batch["subject"],
                 temperature=c.temperature,
             )

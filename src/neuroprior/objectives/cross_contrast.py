@@ -88,7 +88,7 @@ class CrossContrast(nn.Module):
         errors = errors * count
         a, b = select(code, slice(0, n)), select(code, slice(n, 2 * n))
         agree = agreement(
-            c.agreement_form, *self._means(a, b, "anatomy"), batch["paired"].to(image.device), batch["subject"], temperature=c.temperature
+            c.agreement_form, *self._means(a, b, "anatomy"), batch["paired"], batch["subject"], temperature=c.temperature
         )  # fmt: skip
         separation = flat_cosine(*self._means(a, b, "contrast")) * paired
         kl = both.new_zeros(2 * n)

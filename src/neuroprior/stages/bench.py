@@ -154,7 +154,6 @@ def _cards(settings: Any, store: Place) -> dict[str, Any]:
 
     from ..core import artifacts
     from ..data.pairs import collate_pairs
-    from ..data.records import moved
     from ..engine import vram
     from ..engine.device import device_of
 
@@ -164,7 +163,7 @@ def _cards(settings: Any, store: Place) -> dict[str, Any]:
     def draw(n: int) -> Any:
         return collate_pairs([dataset[number] for number in range(n)])
 
-    ladder = vram.ladder(objective, config, draw, moved, couples=settings.together(objective), precision="gpu")
+    ladder = vram.ladder(objective, config, draw, couples=settings.together(objective), precision="gpu")
     ways = {str(gb): ladder.fitting(vram.limit_of(str(gb), config)) for gb in vram.CARDS_GB}
     on_gpu = f"measuring on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return {
@@ -184,7 +183,6 @@ def _measured(settings: Any, store: Place, seconds: float, subjects: int | None)
     from ..core import artifacts
     from ..data.loading import make_loader
     from ..data.pairs import collate_pairs
-    from ..data.records import moved
     from ..engine import pace
 
     settings, dataset, objective = _ready(settings, store)
@@ -194,7 +192,7 @@ def _measured(settings: Any, store: Place, seconds: float, subjects: int | None)
         dataset, batch=config.batch, start_sample=0, n_samples=10**9 // config.batch * config.batch, collate=collate_pairs, workers=config.workers,
         pin_memory=torch.cuda.is_available(), timeout_s=config.data_timeout_s,
     )  # fmt: skip
-    found = pace.take(objective, config, batches, moved, seconds)
+    found = pace.take(objective, config, batches, seconds)
     per_step = config.batch * config.accumulate
     cuda = not found.device.startswith("cpu")
     return {

@@ -49,10 +49,10 @@ def pretrain(
     from ..core.errors import ConfigError
     from ..data.loading import make_loader
     from ..data.pairs import PairDataset, collate_pairs
-    from ..data.records import moved
     from ..data.store import Store
     from ..data.watching import observer
     from ..engine import panels
+    from ..engine.device import moved
     from ..engine.training import train
     from ..inference import model as models
     from ..objectives._recipe import read_recipe
@@ -184,7 +184,6 @@ def pretrain(
 def _in_memory(settings: Any, config: Any, dataset: Any, vram: str, out: Path) -> Any:
     """The training settings with which a step fits into memory."""
     from ..data.pairs import collate_pairs
-    from ..data.records import moved
     from ..engine import vram as memory
     from ..inference import model as models
 
@@ -194,7 +193,7 @@ def _in_memory(settings: Any, config: Any, dataset: Any, vram: str, out: Path) -
         def draw(n: int) -> Any:
             return collate_pairs([dataset[number] for number in range(n)])
 
-        return memory.ladder(objective, config, draw, moved, couples=couples)
+        return memory.ladder(objective, config, draw, couples=couples)
 
     return memory.fitted(config, out, vram, ladder, settings.together(objective))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -116,12 +116,3 @@ def _cut(output: Tensor, target: Tensor) -> Tensor:
 def usable_contrasts(session: SessionView, contrasts: Sequence[str]) -> tuple[str, ...]:
     """Those of ``contrasts`` that the session has, in the order given."""
     return tuple(name for name in contrasts if name in session.scans)
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors of a mapping moved to ``device``; everything else untouched."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
-    return value

@@ -26,7 +26,7 @@ from ..data.cases import Case, CaseDataset, box_slices, case_weights, centred, c
 from ..data.loading import make_loader
 from ..data.store import Store
 from ..engine import vram
-from ..engine.device import device_of
+from ..engine.device import device_of, moved, set_layout, set_recompute, takes_bf16
 from ..engine.phases import lengths
 from ..engine.settings import TrainingConfig
 from ..engine.training import TrainingResult, train
@@ -38,7 +38,7 @@ from . import _finetuning as finetuning
 from . import _strategies as strategies
 from ._adapters import adapt, merged
 from ._calibration import calibrate
-from ._protocol import Supervised, settle, to_device
+from ._protocol import Supervised, settle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -260,7 +260,7 @@ def _in_memory(training: TrainingConfig, supervised: Supervised, dataset: CaseDa
         return collate([dataset[number] for number in range(n)])
 
     def ladder(couples: int | None) -> vram.Ladder:
-        return vram.ladder(supervised, training, draw, to_device, couples=couples)
+        return vram.ladder(supervised, training, draw, couples=couples)
 
     return vram.fitted(training, out, asked, ladder, training.batch)
 
@@ -273,6 +273,9 @@ def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, traini
             return int(before["steps"])
     device = device_of(training)
     probe = copy.deepcopy(supervised).to(device).train()
+    set_recompute(probe, training.recompute)
+    set_layout(probe, training, device)
+    low = takes_bf16(training, device.type == "cpu")
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-8)
     seconds = []
     for step in range(4):
@@ -280,7 +283,9 @@ def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, traini
         for micro in range(training.accumulate):
             first = (step * training.accumulate + micro) * training.batch
             batch = collate([dataset[first + n] for n in range(training.batch)])
-            probe(to_device(batch, device))["loss"].backward()
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+                loss = probe(moved(batch, device))["loss"]
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
