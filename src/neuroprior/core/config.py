@@ -22,13 +22,17 @@ class Config(BaseModel):
 C = TypeVar("C", bound=BaseModel)
 
 
-def parse(model: type[C], values: Mapping[str, Any], *, where: str | Path | None = None) -> C:
+def parse(
+    model: type[C], values: Mapping[str, Any], *, where: str | Path | None = None, within: str = "", assigned: Iterable[str] = ()
+) -> C:
     """``values`` as a validated ``model``.
 
     Args:
         model: the settings class.
         values: nested plain data, as read from YAML or JSON.
         where: the file the values came from, named in errors.
+        within: the part of that file that they are, which their names begin with (``training``).
+        assigned: ``key=value`` settings that were applied to the file; what is wrong of these is not looked for in the file.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one) or an impossible value, in the user's spelling
@@ -37,9 +41,11 @@ def parse(model: type[C], values: Mapping[str, Any], *, where: str | Path | None
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        lines = []
+        lines, given = [], {assignment.partition("=")[0].strip() for assignment in assigned}
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
+            key = ".".join([*([within] if within else []), *(str(part) for part in item["loc"])])
+            if any(key == name or key.startswith(f"{name}.") for name in given):
+                where = None
             if item["type"] == "extra_forbidden":
                 known = _fields_at(model, item["loc"][:-1])
                 hint = suggestion(str(item["loc"][-1]), known) if known else "remove it"

@@ -96,10 +96,18 @@ def read_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
         if "name" not in parts[part]:
             raise ConfigError(f"the recipe names no {part}", file=path, expected=f"{part}: {{name: ...}}")
     net_name, objective_name = str(parts["net"].pop("name")), str(parts["objective"].pop("name"))
-    recipe = Recipe(
-        net_name, parts["net"], objective_name, parts["objective"], parse(PairConfig, parts["data"], where=path),
-        parse(TrainingConfig, parts["training"], where=path),
-    )  # fmt: skip
-    parse(shelf.load("nets", net_name).Config, recipe.net, where=path)
-    parse(shelf.load("objectives", objective_name).Config, recipe.objective, where=path)
+    named: dict[str, Any] = {
+        "net": shelf.load("nets", net_name).Config,
+        "objective": shelf.load("objectives", objective_name).Config,
+    }
+    made = {
+        part: parse(model, parts[part], where=path, within=part, assigned=assignments)
+        for part, model in ({"data": PairConfig, "training": TrainingConfig} | named).items()
+    }
+    recipe = Recipe(net_name, parts["net"], objective_name, parts["objective"], made["data"], made["training"])
+    if getattr(made["objective"], "target", None) == "map" and made["objective"].anatomy and recipe.data.label is None:
+        raise ConfigError(
+            "objective.target=map learns from label maps, and the recipe names none", file=path,
+            expected="data.label=dseg, or another label of the store", next_step="neuroprior store stats STORE names the labels of a store",
+        )  # fmt: skip
     return recipe
