@@ -19,7 +19,12 @@ def test_a_setting_is_named_whole_and_the_file_only_where_it_lies_there(tmp_path
     with pytest.raises(ConfigError, match=r"unknown key 'training\.stepps'.*steps"):
         read_recipe("tiny", ["training.stepps=1"])
     path = tmp_path / "own.yaml"
-    values: dict[str, Any] = {"net": {"name": "unet"}, "objective": {"name": "mae", "ratio": 2}, "data": {"patch": 16}, "training": {"steps": 1}}
+    values: dict[str, Any] = {
+        "net": {"name": "unet"},
+        "objective": {"name": "mae", "ratio": 2},
+        "data": {"patch": 16},
+        "training": {"steps": 1},
+    }
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(ConfigError, match=r"objective\.ratio: .*got 2") as told:
         read_recipe(str(path), ["training.steps=2"])

@@ -74,9 +74,9 @@ def dense_infonce(a: Tensor, b: Tensor, names: Sequence[str], temperature: float
     n = a.shape[0]
     number = {name: k for k, name in enumerate(dict.fromkeys(names))}
     who = torch.tensor([number[name] for name in (*names, *names)]).to(a.device, non_blocking=True)
-    partner = torch.arange(2 * n, device=a.device).roll(n)
-    allowed = who[:, None] != who[None, :]
-    allowed[torch.arange(2 * n, device=a.device), partner] = True
+    rank = torch.arange(2 * n, device=a.device)
+    partner = rank.roll(n)
+    allowed = (who[:, None] != who[None, :]) | (partner[:, None] == rank[None, :])
     similarity = similarity.masked_fill(~allowed, float("-inf"))
     target = partner.expand(similarity.shape[0], -1)
     return functional.cross_entropy(similarity.flatten(0, 1), target.flatten())
