@@ -105,7 +105,7 @@ def install(library: Path) -> None:
         def __repr__(self, **_: Any) -> str:
             return f"OnGpu({self.twin!r})"
 
-        __torch_function__ = torch._C._disabled_torch_function_impl
+        __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
         @classmethod
         def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
