@@ -71,6 +71,12 @@ def test_inference_imports_no_training_code() -> None:
         assert f"neuroprior.{part}" not in done.stdout
 
 
+def test_a_refused_request_does_not_wait_for_the_trainer() -> None:
+    tried = "import neuroprior\nfrom neuroprior.core.errors import NeuropriorError\ntry:\n    {}\nexcept NeuropriorError:\n    pass\nelse:\n    raise SystemExit(1)"
+    assert "lightning" not in loaded_after(tried.format("neuroprior.pretrain('nothing', recipe='tiny', out='x')"))
+    assert "lightning" not in loaded_after("import neuroprior.tasks._running")
+
+
 def test_every_thing_on_a_shelf_says_what_it_is_and_loads() -> None:
     for name in shelf.SHELVES:
         for thing in shelf.names(name):

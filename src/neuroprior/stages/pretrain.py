@@ -53,7 +53,6 @@ def pretrain(
     from ..data.watching import observer
     from ..engine import panels
     from ..engine.device import moved
-    from ..engine.training import train
     from ..inference import model as models
     from ..objectives._recipe import read_recipe
 
@@ -168,6 +167,8 @@ def pretrain(
         )  # fmt: skip
 
     identity = {"stage": "pretrain", "recipe": recipe, "store_hash": summary["store_hash"], **settings.plain()}
+    from ..engine.training import train  # Lightning takes seconds to import: what is wrong with a request is told before
+
     return train(
         objective,
         config,

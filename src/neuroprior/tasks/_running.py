@@ -29,7 +29,6 @@ from ..engine import vram
 from ..engine.device import device_of, moved, set_layout, set_recompute, takes_bf16
 from ..engine.phases import lengths
 from ..engine.settings import TrainingConfig
-from ..engine.training import TrainingResult, train
 from ..heads._covariates import encode
 from ..inference import model as models
 from ..inference import windows
@@ -42,6 +41,8 @@ from ._protocol import Supervised, settle
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..engine.training import TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,8 @@ def fine_tune(
             n_samples=(training.steps or 0) * training.batch * training.accumulate * world - start_sample,
             rank=rank, world=world, workers=training.workers, collate=collate, timeout_s=training.data_timeout_s,
         )  # fmt: skip
+
+    from ..engine.training import train  # Lightning takes seconds to import: what is wrong with a request is told before
 
     result = train(
         supervised, training, out, loader=loader, validate=_validator(store, plan, described) if plan.validation else None,
