@@ -35,7 +35,7 @@ import record
 from neuroprior.core.seeds import torch_generator
 from neuroprior.data.records import PairBatch
 from neuroprior.engine.allocator import keep_freed_memory
-from neuroprior.engine.device import moved, set_layout, set_recompute
+from neuroprior.engine.device import moved, set_layout, set_recompute, tune_convolutions
 from neuroprior.engine.optimisers import OptimizerConfig, build
 from neuroprior.engine.settings import TrainingConfig
 from neuroprior.nets import resenc, unet
@@ -175,6 +175,7 @@ def worker(kind: str, what: str, size: int, n: int, keep: bool, recompute: int, 
     if keep and device.type == "cpu":
         keep_freed_memory()
     objective, optimizer, clip = make(what, device)
+    tune_convolutions(device)  # for both
     if kind == "ours":
         set_recompute(objective, recompute)
         set_layout(objective, TrainingConfig(), device)

@@ -28,6 +28,12 @@ def device_of(config: TrainingConfig) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def tune_convolutions(device: torch.device) -> None:
+    """Have cuDNN try its algorithms on each new shape and keep the fastest, in this process; boxes of a training have one shape."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
 def moved(batch: Any, device: torch.device) -> Any:
     """A tensor, or the tensors of nested mappings, on ``device``; pinned ones are copied while it still works. :data:`HOST` stays."""
     if isinstance(batch, Tensor):

@@ -16,7 +16,7 @@ from torch import nn
 
 from . import optimisers
 from .allocator import keep_freed_memory
-from .device import device_of, moved, set_layout, set_recompute, takes_bf16
+from .device import device_of, moved, set_layout, set_recompute, takes_bf16, tune_convolutions
 from .ledger import Ledger, Meter
 from .settings import TrainingConfig
 
@@ -79,6 +79,7 @@ def take(module: nn.Module, config: TrainingConfig, batches: Iterable[Any], seco
     module = module.to(device).train()
     set_recompute(module, config.recompute)
     set_layout(module, config, device)
+    tune_convolutions(device)
     optimizer = optimisers.build(module, config.optimizer)
     book, meter = Ledger(), Meter(device)
     step_s, wait_s, processor_s = [], [], []

@@ -37,7 +37,7 @@ from torch import nn
 from ..core import artifacts
 from ..core.errors import ConfigError
 from .allocator import keep_freed_memory
-from .device import device_of, set_layout, set_recompute, takes_bf16
+from .device import device_of, set_layout, set_recompute, takes_bf16, tune_convolutions
 from .health import Observation
 from .loop import SIGNALS, Errors, Loop, has_time
 from .resuming import load_state, refuse_other
@@ -140,6 +140,7 @@ def train(
         if cpu:
             keep_freed_memory()
         set_layout(module, config, device_of(config))
+        tune_convolutions(device_of(config))
         bf16 = takes_bf16(config, cpu)
         strategy: Any = "auto"
         if config.devices > 1:
