@@ -1,8 +1,9 @@
 """Training on Lightning, with an exact resume of our own.
 
-The trace of losses depends on the settings, the data and the seed alone. Everything that a step needs is a function of
-its number (samples, masks, noise, dropout, learning rate), so the state that must be saved is small: weights, optimiser,
-step and ledger. It is written as tensors and plain values and read back with ``weights_only=True``.
+The trace of losses depends on the settings, the data and the seed alone (on a GPU but for rounding). Everything that a
+step needs is a function of its number (samples, masks, noise, dropout, learning rate), so the state that must be saved is
+small: weights, optimiser, step and ledger. It is written as tensors and plain values and read back with
+``weights_only=True``.
 
 A run folder::
 
