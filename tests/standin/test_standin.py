@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import yaml
 
+import neuroprior
 from neuroprior.engine import events
 from neuroprior.stages.pretrain import pretrain
 
@@ -47,12 +50,17 @@ def recipe(folder: Path, split: str, **parts: Any) -> Path:
     return path
 
 
-def on_gpu(library: Path, store: Path, path: Path, out: Path, *settings: str, kernels: bool = False) -> dict[str, Any]:
-    """What run.py tells."""
-    command = [sys.executable, str(HERE / "run.py"), str(library), str(int(kernels)), str(store), str(path), str(out), *settings]
+def program(name: str, *arguments: object) -> None:
+    """Runs one of the files beside this one."""
+    command = [sys.executable, str(HERE / name), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def on_gpu(library: Path, store: Path, path: Path, out: Path, *settings: str, kernels: bool = False) -> dict[str, Any]:
+    """What run.py tells."""
+    program("run.py", library, int(kernels), store, path, out, *settings)
     told = json.loads((out / "told.json").read_text())
     assert told["device"] == "stand-in"
     return told
@@ -103,6 +111,27 @@ def test_bfloat16_is_near_and_a_stopped_run_goes_on(library: Path, store_path: P
     rounded, exact = losses(tmp_path / "gpu"), losses(tmp_path / "cpu")
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != pytest.approx(exact, rel=1e-6)
+
+
+def test_fine_tuning_and_prediction_are_those_of_the_cpu(
+    library: Path, store_path: Path, pretrained: Path, index_file: Path, tmp_path: Path
+) -> None:
+    program("use.py", library, store_path, pretrained, index_file, tmp_path)
+    same = ["training.batch=2", "training.log_every=1", "training.precision=32", "data.patch=16", "training.accelerator=cpu"]
+    neuroprior.finetune(
+        store_path, from_=str(pretrained), task="segmentation", target="lesion", out=tmp_path / "cpu", steps=3, set=same
+    )
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
+    for preset, atol in (("accurate", 1e-4), ("balanced", 0.1)):  # float32; bfloat16 there and float32 here
+        neuroprior.predict(
+            tmp_path / "run", [str(index_file)], out=tmp_path / "here" / preset, split="test", preset=preset, overlap=0.0, probabilities=True, device="cpu"
+        )  # fmt: skip
+        names = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here" / preset).rglob("*probseg.nii.gz")]
+        assert len(names) == 2
+        for name in names:
+            here, there = (np.asarray(nibabel.load(folder / name).dataobj) for folder in (tmp_path / "here", tmp_path))
+            np.testing.assert_allclose(there, here, atol=atol)
+            assert preset == "accurate" or np.abs(there - here).max() > 1e-4
 
 
 def test_what_a_gpu_refuses_is_refused(library: Path) -> None:
