@@ -116,10 +116,16 @@ def test_bfloat16_is_near_and_a_stopped_run_goes_on(library: Path, store_path: P
 def test_fine_tuning_and_prediction_are_those_of_the_cpu(
     library: Path, store_path: Path, pretrained: Path, index_file: Path, tmp_path: Path
 ) -> None:
-    program("use.py", library, store_path, pretrained, index_file, tmp_path)
-    same = ["training.batch=2", "training.log_every=1", "training.precision=32", "data.patch=16", "training.accelerator=cpu"]
+    same = ["training.batch=2", "training.log_every=1", "training.precision=32", "data.patch=16"]
+    program("use.py", library, store_path, pretrained, index_file, tmp_path, *same)
     neuroprior.finetune(
-        store_path, from_=str(pretrained), task="segmentation", target="lesion", out=tmp_path / "cpu", steps=3, set=same
+        store_path,
+        from_=str(pretrained),
+        task="segmentation",
+        target="lesion",
+        out=tmp_path / "cpu",
+        steps=3,
+        set=[*same, "training.accelerator=cpu"],
     )
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
     for preset, atol in (("accurate", 1e-4), ("balanced", 0.1)):  # float32; bfloat16 there and float32 here

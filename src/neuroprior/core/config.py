@@ -32,7 +32,7 @@ def parse(
         values: nested plain data, as read from YAML or JSON.
         where: the file the values came from, named in errors.
         within: the part of that file that they are, which their names begin with (``training``).
-        assigned: ``key=value`` settings that were applied to the file; what is wrong of these is not looked for in the file.
+        assigned: ``key=value`` settings that were applied to the file; the file is not named where only these are wrong.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one) or an impossible value, in the user's spelling
@@ -41,18 +41,19 @@ def parse(
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        lines, given = [], {assignment.partition("=")[0].strip() for assignment in assigned}
+        lines, in_file, given = [], False, {assignment.partition("=")[0].strip() for assignment in assigned}
         for item in error.errors():
             key = ".".join([*([within] if within else []), *(str(part) for part in item["loc"])])
-            if any(key == name or key.startswith(f"{name}.") for name in given):
-                where = None
+            in_file = in_file or not any(key == name or key.startswith(f"{name}.") for name in given)
             if item["type"] == "extra_forbidden":
                 known = _fields_at(model, item["loc"][:-1])
                 hint = suggestion(str(item["loc"][-1]), known) if known else "remove it"
                 lines.append(f"unknown key {key!r}: {hint}")
             else:
                 lines.append(f"{key or model.__name__}: {item['msg']} (got {item['input']!r})")
-        raise ConfigError("these settings cannot be used:\n    " + "\n    ".join(lines), file=where) from None
+        raise ConfigError(
+            "these settings cannot be used:\n    " + "\n    ".join(lines), file=where if in_file else None
+        ) from None
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -120,15 +120,15 @@ class ViT(nn.Module):
         Raises:
             ValueError: a token is hidden in part, or a sample has no visible token.
         """
-        visible, in_part = (None, None) if hidden is None else self._visible(hidden)
         if hidden is not None:
             x = x.masked_fill(hidden, 0.0)
         tokens = self.embed(padded(x, self.config.token))  # (B, W, gx, gy, gz)
         grid = tokens.shape[2:]
         rows = tokens.flatten(2).transpose(1, 2) + positions(grid, self.config.width, tokens)
-        if visible is None or in_part is None:
-            rows = self.encoder(rows)
+        if hidden is None:
+            visible, rows = None, self.encoder(rows)
         else:
+            visible, in_part = self._visible(hidden)
             seen = visible.flatten(1)  # (B, T)
             # how many rows are kept is a shape: a GPU is waited for here, once
             torn, least, most = torch.stack([in_part.to(torch.int64), *seen.sum(1).aminmax()]).tolist()

@@ -7,8 +7,9 @@ few-shot draws are the same run with another split.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
-import time
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,8 @@ from ..data.augmentation import Augmentation, steps
 from ..data.cases import Case, CaseDataset, box_slices, case_weights, centred, class_numbers, collate, crop
 from ..data.loading import make_loader
 from ..data.store import Store
-from ..engine import vram
-from ..engine.device import device_of, moved, set_layout, set_recompute, takes_bf16
+from ..engine import pace, vram
+from ..engine.device import device_of
 from ..engine.phases import lengths
 from ..engine.settings import TrainingConfig
 from ..heads._covariates import encode
@@ -274,30 +275,11 @@ def _steps_in(hours: float, supervised: Supervised, dataset: CaseDataset, traini
         before = read_yaml(out / "recipe.yaml").get("training", {})
         if before.get("steps"):
             return int(before["steps"])
-    device = device_of(training)
-    probe = copy.deepcopy(supervised).to(device).train()
-    set_recompute(probe, training.recompute)
-    set_layout(probe, training, device)
-    low = takes_bf16(training, device.type == "cpu")
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-8)
-    seconds = []
-    for step in range(4):
-        begin = time.perf_counter()
-        for micro in range(training.accumulate):
-            first = (step * training.accumulate + micro) * training.batch
-            batch = collate([dataset[first + n] for n in range(training.batch)])
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-                loss = probe(moved(batch, device))["loss"]
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-    found = max(1, int(0.9 * hours * 3600 / float(np.median(seconds[1:]))))
-    logger.info(
-        "%.3g hours are about %d steps of %.3g s; the run ends when either is reached", hours, found, np.median(seconds[1:])
-    )
+    starts = itertools.count(0, training.batch)
+    batches = (collate([dataset[first + n] for n in range(training.batch)]) for first in starts)
+    seconds = statistics.median(pace.take(copy.deepcopy(supervised), training, batches, 0.0).step_s)
+    found = max(1, int(0.9 * hours * 3600 / seconds))
+    logger.info("%.3g hours are about %d steps of %.3g s; the run ends when either is reached", hours, found, seconds)
     return found
 
 
