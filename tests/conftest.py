@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.commands import Commands
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,18 +35,17 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+def commands() -> Iterator[Commands]:
+    """Starts ``neuroprior ARGS`` in processes of their own, one at a time."""
+    found = Commands()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def run_cli(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``neuroprior ARGS`` in a process of its own, with one thread."""
-
-    def run(
-        *args: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "neuroprior", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, check=False,
-        )  # fmt: skip
-
-    return run
+    return partial(commands.run, folder=tmp_path_factory.mktemp("said"))
 
 
 @pytest.fixture(scope="session")

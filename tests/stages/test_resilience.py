@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.commands import Commands
 
 from neuroprior.core import artifacts
 from neuroprior.data.index import read_index, write_index
@@ -29,14 +28,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-def killed_until_done(arguments: list[str], alive: Path, rng: random.Random) -> int:
+def killed_until_done(commands: Commands, arguments: list[object], alive: Path, rng: random.Random, said: Path) -> int:
     """Start the command again and again and kill it a random moment after it began to write; returns the kills."""
-    command = [sys.executable, "-m", "neuroprior", *arguments]
     for kill in range(KILLS):
         before = alive.stat().st_mtime_ns if alive.exists() else 0
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        process = commands.start(*arguments)
         until = time.time() + 60
         while process.poll() is None and time.time() < until and (not alive.exists() or alive.stat().st_mtime_ns == before):
             time.sleep(0.01)
@@ -46,12 +42,12 @@ def killed_until_done(arguments: list[str], alive: Path, rng: random.Random) -> 
             return kill
         process.kill()
         process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = commands.run(*arguments, folder=said)
     assert done.returncode == 0, done.stderr
     return KILLS
 
 
-def test_prepare_killed_anywhere_gives_the_same_store(index_file: Path, tmp_path: Path) -> None:
+def test_prepare_killed_anywhere_gives_the_same_store(index_file: Path, tmp_path: Path, commands: Commands) -> None:
     """A hundred and twenty sessions: the ten heads under twelve names each."""
     scans = [
         replace(scan, scan=f"{copy}/{scan.scan}", subject=f"{scan.subject}x{copy}")
@@ -62,8 +58,8 @@ def test_prepare_killed_anywhere_gives_the_same_store(index_file: Path, tmp_path
     write_index(scans, many)
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "store"
     prepare(many, undisturbed, spacing="4", workers=1)
-    arguments = ["prepare", str(many), "--out", str(out), "--spacing", "4", "--workers", "1"]
-    assert killed_until_done(arguments, out / "store.json", random.Random(0)) == KILLS
+    arguments = ["prepare", many, "--out", out, "--spacing", "4", "--workers", "1"]
+    assert killed_until_done(commands, arguments, out / "store.json", random.Random(0), tmp_path) == KILLS
     assert Store.open(out).store_hash == Store.open(undisturbed).store_hash
     assert Store.open(out).verify() == []
     assert not list(out.rglob(".*-*")), "a temporary file was left behind in a finished store"
@@ -79,13 +75,14 @@ def test_prepare_gives_the_same_store_with_two_processes_and_with_dask(
         assert Store.open(tmp_path / name).store_hash == expected
 
 
-def test_pretrain_killed_anywhere_gives_the_same_trace(store_path: Path, tmp_path: Path, run_cli: Run) -> None:
+def test_pretrain_killed_anywhere_gives_the_same_trace(
+    store_path: Path, tmp_path: Path, run_cli: Run, commands: Commands
+) -> None:
     long = [*SMALL, "--set", "training.steps=90", "--set", "training.validate_every=45", "--set", "training.panels_every=90"]
     whole = run_cli("pretrain", store_path, "--out", tmp_path / "whole", *long)
     assert whole.returncode == 0, whole.stderr
-    kills = killed_until_done(
-        ["pretrain", str(store_path), "--out", str(tmp_path / "killed"), *long], tmp_path / "killed/state", random.Random(1)
-    )
+    arguments = ["pretrain", store_path, "--out", tmp_path / "killed", *long]
+    kills = killed_until_done(commands, arguments, tmp_path / "killed/state", random.Random(1), tmp_path)
     assert kills == KILLS
     assert events.read(tmp_path / "killed/events.jsonl") == events.read(tmp_path / "whole/events.jsonl")
     weights = [artifacts.read_json(tmp_path / name / "model/model.json")["weights_sha256"] for name in ("whole", "killed")]
