@@ -87,7 +87,7 @@ def main() -> None:
         counts: dict[str, int] = {}
         each = None
         for name in ("balanced", *(name for name in PRESETS if name != "balanced")):
-            config = preset(name)
+            config = preset(name, model.net)
             counts[name] = len(windows.lay(grid, (given.window,) * 3, config.overlap)) * (2 if config.mirror else 1)
             wall, cpu = timed(lambda config=config: predictor.compute(model, prepared, config))
             each = each or cpu

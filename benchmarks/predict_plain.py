@@ -5,8 +5,9 @@
 
 Both get the same weights and windows (64^3, overlap 0.5, Gaussian blending) of two contrasts. The plain way takes one window at a
 time and encodes and decodes each contrast by itself with ``nn.InstanceNorm3d`` and LeakyReLU as they come; ``ours`` is
-``inference/windows.py``, ``kept`` the same with freed memory kept, and ``fast`` that with the overlap and precision of the preset. Each has a process of its own, turns are taken, ratios are of one round.
-Probabilities must agree everywhere, but for those of ``fast``. Appends a JSON line to benchmarks/results/predict.jsonl.
+``inference/windows.py``, ``kept`` the same with freed memory kept, ``bfloat16`` and
+``int8`` that in the precision of ``--preset fast`` on a CPU with AMX or VNNI (``ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`` makes one without AMX of one that has it). Each has a process of its own, turns are taken, ratios are of one round.
+Probabilities must agree everywhere, in the kinds of float32. Appends a JSON line to benchmarks/results/predict.jsonl.
 """
 
 from __future__ import annotations
@@ -31,13 +32,12 @@ from torch import Tensor
 import record
 from neuroprior.engine.allocator import keep_freed_memory
 from neuroprior.inference import windows
-from neuroprior.inference.presets import preset
 from neuroprior.nets import _fused
 from predict import build
 
 NAMES = ["T1w", "FLAIR"]
 WINDOW = (64, 64, 64)
-LIKE_FAST = (preset("fast", device="cpu").overlap, "bfloat16")
+LOW = ("bfloat16", "int8")
 
 
 def plain(model: Any, images: Tensor) -> Tensor:
@@ -64,16 +64,16 @@ def plain(model: Any, images: Tensor) -> Tensor:
     return found[0]
 
 
-def ours(model: Any, images: Tensor, batch: int, overlap: float, precision: Any) -> Tensor:
+def ours(model: Any, images: Tensor, batch: int, precision: Any) -> Tensor:
     """The same by us."""
-    layout = windows.lay(images.shape[1:], WINDOW, overlap)
+    layout = windows.lay(images.shape[1:], WINDOW, 0.5)
     passes = windows.Passes(precision=precision)
     return torch.cat([block for _, block in windows.stream([model], images, NAMES, layout, passes=passes, batch=batch)], 1)
 
 
 def worker(kind: str, shape: tuple[int, ...], batch: int, pipe: Any) -> None:
     """Predicts whenever it is asked to; answers (seconds, processor seconds, probabilities, peak resident MB)."""
-    if kind in ("kept", "fast"):
+    if kind in ("kept", *LOW):
         keep_freed_memory()
     if kind == "plain":
         _fused.fast_layout = lambda _: torch.contiguous_format
@@ -82,11 +82,7 @@ def worker(kind: str, shape: tuple[int, ...], batch: int, pipe: Any) -> None:
         model = build(Path(folder) / "paper", "fomo25", WINDOW[0], NAMES)
         while pipe.recv():
             wall, cpu = time.perf_counter(), time.process_time()
-            p = (
-                plain(model, images)
-                if kind == "plain"
-                else ours(model, images, batch, *(LIKE_FAST if kind == "fast" else (0.5, "float32")))
-            )
+            p = plain(model, images) if kind == "plain" else ours(model, images, batch, kind if kind in LOW else "float32")
             spent = time.perf_counter() - wall, time.process_time() - cpu
             pipe.send((*spent, p.numpy(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
@@ -117,7 +113,7 @@ def main() -> None:
             if number:  # the first warms up
                 wall[kind].append(a)
                 cpu[kind].append(b)
-        apart = max(apart, *(float(abs(answers[kind] - answers["plain"]).max()) for kind in kinds if kind != "fast"))
+        apart = max(apart, *(float(abs(answers[kind] - answers["plain"]).max()) for kind in kinds if kind not in LOW))
         assert apart < 5e-3, apart
     for pipe in pipes.values():
         pipe.send(False)
@@ -125,7 +121,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
         "benchmark": "predict_plain", "commit": commit, "shape": shape, "windows": n, "batch": given.batch, "rounds": given.rounds, "largest_difference": apart,
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""), "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {torch.get_num_threads()} threads",
     }  # fmt: skip
     for kind in kinds:
         ratios = [a / b for a, b in zip(wall[kind], wall["plain"], strict=True)]

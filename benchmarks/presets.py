@@ -4,16 +4,17 @@
     neuroprior index heads --out index.parquet --split train=0.75,test=0.25
     neuroprior prepare index.parquet --out store --spacing 1
     neuroprior finetune store --from scratch --task segmentation --target dseg --label-map 1:1,2:1,... --set data.patch=64 --out RUN
-    python benchmarks/presets.py RUN index.parquet [--presets fast balanced]
+    python benchmarks/presets.py RUN index.parquet --truth heads [--presets fast balanced] [--without-amx]
 
 Prints, over cases and label values, the DSC between the two presets' masks and of each to the truth, and processor seconds. The truth of the index's
-label files is mapped as the model's task says. Appends a JSON line to benchmarks/results/presets.jsonl.
+label files is mapped as the model's task says. ``--without-amx`` chooses as on a CPU without it. Appends a JSON line to benchmarks/results/presets.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ import pandas as pd
 
 import neuroprior
 import record
+from neuroprior.inference import presets
 from neuroprior.metrics.dice import dice
 
 
@@ -41,7 +43,11 @@ def main() -> None:
     parser.add_argument("index", type=Path)
     parser.add_argument("--truth", type=Path, required=True, help="folder of the label files, named sub-..._dseg.nii.gz")
     parser.add_argument("--presets", nargs=2, default=["fast", "balanced"])
+    parser.add_argument("--without-amx", action="store_true")
     given = parser.parse_args()
+    if given.without_amx:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"  # read at the first convolution
+        presets.has_quick_bfloat16 = lambda _: False
     task = json.loads((given.model / "model" / "model.json").read_text())["task"]
     values = [int(value) for value in task["label_values"]]
     sources = task.get("label_sources") or [[value] for value in values]
@@ -75,7 +81,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     print(table.round(4).to_string(index=False))
     result = {
-        "benchmark": "presets", "presets": given.presets, "cases": len(two), "between_mean": float(table["between"].mean()),
+        "benchmark": "presets", "presets": given.presets, "without_amx": given.without_amx, "cases": len(two), "between_mean": float(table["between"].mean()),
         "between_least": float(table["between"].min()), **{f"{p}_to_truth": float(table[p].mean()) for p in given.presets},
         "processor_s": seconds, "ratio": seconds[given.presets[0]] / seconds[given.presets[1]],
     }  # fmt: skip

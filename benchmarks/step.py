@@ -47,8 +47,8 @@ def make_batch(size: int, n: int) -> PairBatch:
     """Random images, drawn from a named seed."""
     images = torch.randn(2, n, 1, size, size, size, generator=torch_generator("bench", size, n))
     return PairBatch(
-        image_a=images[0], image_b=images[1], paired=torch.ones(n, dtype=torch.bool), contrast_a=["T1w"] * n, contrast_b=["T2w"] * n,
-        subject=["s"] * n, sample=torch.arange(n),
+        image_a=images[0], image_b=images[1], paired=[True] * n, contrast_a=["T1w"] * n, contrast_b=["T2w"] * n,
+        subject=["s"] * n, sample=list(range(n)),
     )  # fmt: skip
 
 

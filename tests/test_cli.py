@@ -62,6 +62,19 @@ def test_doctor_knows_this_machine(run_cli: Run, tmp_path: Path) -> None:
     assert "torchvision" not in found
 
 
+@pytest.mark.parametrize(
+    ("bfloat16", "int8", "said"), [(True, True, None), (False, True, "quick (VNNI)"), (False, False, "not quick (no VNNI)")]
+)
+def test_doctor_says_what_fast_predictions_do_without_a_card(
+    bfloat16: bool, int8: bool, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroprior.core.precision.has_quick_bfloat16", lambda _: bfloat16)
+    monkeypatch.setattr("neuroprior.core.precision.has_quick_int8", lambda _: int8)
+    rows = {what: value for what, value, _ in neuroprior.doctor(folder=tmp_path).rows}
+    assert rows.get("8-bit integers on the cpu") == said
+    assert ("AMX" in rows["bfloat16 on the cpu"]) and rows["bfloat16 on the cpu"].startswith("quick") == bfloat16
+
+
 def test_doctor_says_why_a_card_goes_without_the_fused_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

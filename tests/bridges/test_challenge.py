@@ -101,7 +101,7 @@ def _same_answer(out: Path, model: Path, number: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(np.load(answer), embed_case(loaded, case), rtol=1e-5, atol=1e-6)
         return
     reference = next(name for name in case.scans if name in loaded.contrasts)
-    expected = predict_case(loaded, case, preset(task["preset"]), reference=reference)
+    expected = predict_case(loaded, case, preset(task["preset"], loaded.net), reference=reference)
     if task["kind"] == "segmentation":
         mask, _ = nifti.read_labels(answer)
         assert expected.mask is not None

@@ -225,7 +225,7 @@ def samples(
 
 
 def joined(batches: list[dict], name: str) -> torch.Tensor:
-    return torch.cat([batch[name] for batch in batches])
+    return torch.cat([torch.as_tensor(batch[name]) for batch in batches])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -16,6 +16,7 @@ import torch
 from neuroprior.core import bias, peak_memory
 from neuroprior.core.conforming import ConformSpec, to_native
 from neuroprior.core.errors import ConfigError, InputError
+from neuroprior.core.precision import has_quick_int8
 from neuroprior.core.session import conform_session
 from neuroprior.core.volume import Volume
 from neuroprior.inference import ensemble, ladder, predictor, windows
@@ -31,6 +32,7 @@ from neuroprior.inference.predictor import (
     withhold,
 )
 from neuroprior.inference.presets import PredictConfig, preset
+from neuroprior.nets import unet, vit
 
 from . import made
 
@@ -305,7 +307,7 @@ def test_mirrored_prediction_of_a_mirrored_phantom_has_the_sides_exchanged(tmp_p
     )
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     voxels = made.head((24, 20, 18))
-    config = preset("accurate", overlap=0.5)
+    config = preset("accurate", model.net, overlap=0.5)
     assert config.mirror
     straight = compute(model, prepare(model, {"T1w": Volume(voxels, affine)}), config)[0].mask
     turned = compute(model, prepare(model, {"T1w": Volume(voxels[::-1].copy(), affine)}), config)[0].mask
@@ -393,20 +395,33 @@ def test_no_known_contrast_is_an_error_with_a_way_out(tmp_path: Path) -> None:
 
 
 def test_unknown_presets_and_settings_are_told() -> None:
+    net = unet.build(unet.Config(features=(4, 8), latent=2))
     with pytest.raises(ConfigError, match="did you mean 'fast'"):
-        preset("fasst")
+        preset("fasst", net)
     with pytest.raises(ConfigError, match="overlap"):
-        preset("fast", overlap=1.0)
+        preset("fast", net, overlap=1.0)
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_fast_takes_the_windows_of_balanced_where_bfloat16_is_quick(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuroprior.inference.presets.has_quick_bfloat16", lambda _: quick)
-    fast, balanced = preset("fast", device="cpu"), preset("balanced", device="cpu")
-    assert (fast.precision, balanced.precision) == ("bfloat16", "auto")
-    assert (fast.overlap == balanced.overlap) == quick
-    assert preset("fast", device="cpu", overlap=0.1).overlap == 0.1
-    assert preset("fast", device="cuda").overlap == 0.25
+@pytest.mark.parametrize("name", ["unet", "vit"])
+@pytest.mark.parametrize(("bfloat16", "int8"), [(True, True), (True, False), (False, True), (False, False)])
+def test_fast_takes_the_windows_of_balanced_where_the_cpu_is_quick(
+    name: str, bfloat16: bool, int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroprior.inference.presets.has_quick_bfloat16", lambda _: bfloat16)
+    monkeypatch.setattr("neuroprior.inference.presets.has_quick_int8", lambda _: int8)
+    net = (
+        unet.build(unet.Config(features=(4, 8), latent=2))
+        if name == "unet"
+        else vit.build(vit.Config(width=24, depth=1, heads=1))
+    )
+    fast, balanced = preset("fast", net), preset("balanced", net)
+    whole = int8 and not bfloat16 and name == "unet"
+    assert fast.precision == ("int8" if whole else "bfloat16")
+    assert (fast.overlap == balanced.overlap) == (bfloat16 or whole)
+    assert balanced.precision == "auto"
+    assert preset("accurate", net).precision == "float32"
+    assert preset("fast", net, overlap=0.1).overlap == 0.1
+    assert preset("fast", net.to("meta")).overlap == 0.25  # stands for a GPU
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -421,6 +436,28 @@ def test_bfloat16_on_a_cpu_is_taken_where_it_is_quick_and_near_float32(
     assert torch.equal(auto, exact)
     assert torch.equal(low, exact) == (not quick)
     assert float((low - exact).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_int8_on_a_cpu_is_taken_where_it_is_quick_and_near_float32(
+    tmp_path: Path, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quick and not has_quick_int8("cpu"):
+        pytest.skip("this CPU does not multiply 8-bit integers (VNNI)")
+    monkeypatch.setattr("neuroprior.inference.windows.has_quick_int8", lambda _: quick)
+    model = load(made.segmenter(tmp_path / "m"))
+    boxes = torch.randn(3, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact, low = (windows.raw_outputs(model, boxes, ["T1w"], precision=p) for p in ("float32", "int8"))
+        alone = torch.cat([windows.raw_outputs(model, boxes[n : n + 1], ["T1w"], precision="int8") for n in range(3)])
+    assert torch.equal(low, exact) == (not quick)
+    assert float((low - exact).norm() / exact.norm()) < 0.05
+    assert float((low - alone).norm() / low.norm()) < 1e-3  # float32's rounding may move a number to the next level
+
+
+def test_a_case_seen_whole_is_not_computed_in_integers(tmp_path: Path) -> None:
+    assert predictor.passes_of(load(made.segmenter(tmp_path / "s")), PredictConfig(precision="int8"), "").precision == "int8"
+    assert predictor.passes_of(load(classifier(tmp_path / "c")), PredictConfig(precision="int8"), "").precision == "auto"
 
 
 def test_the_peak_is_of_this_work_alone() -> None:

@@ -11,7 +11,7 @@ from neuroprior.objectives._agreement import agreement
 from neuroprior.objectives._pooling import pooled
 
 NAMES = ["p", "q", "r", "q"]  # two samples of one subject
-PAIRED = torch.tensor([True, True, False, True])
+PAIRED = [True, True, False, True]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_vicreg_is_its_definition(halves: tuple[torch.Tensor, torch.Tensor]) -> 
 @pytest.mark.parametrize("form", ["centred_cosine", "dense_infonce", "vicreg"])
 def test_without_two_subjects_there_is_nothing_to_compare(form, halves) -> None:  # type: ignore[no-untyped-def]
     a = halves[0].requires_grad_()
-    for paired, names in ((torch.zeros(4, dtype=torch.bool), NAMES), (PAIRED, ["p"] * 4)):
+    for paired, names in (([False] * 4, NAMES), (PAIRED, ["p"] * 4)):
         got = agreement(form, a, halves[1], paired, names)
         assert float(got.detach()) == 0.0
         got.backward()
@@ -78,7 +78,7 @@ def test_one_direction_for_all_pleases_the_plain_cosine_only() -> None:
     """What METHODS say of the plain pull: its optimum needs no anatomy."""
     constant = torch.ones(4, 6, 2, 2, 2) + 1e-3 * torch.randn(4, 6, 2, 2, 2)
     other = torch.ones(4, 6, 2, 2, 2) + 1e-3 * torch.randn(4, 6, 2, 2, 2)
-    everyone = torch.ones(4, dtype=torch.bool)
+    everyone = [True] * 4
     names = ["a", "b", "c", "d"]
     assert float(agreement("cosine", constant, other, everyone, names)) < 0.01
     assert float(agreement("centred_cosine", constant, other, everyone, names)) > 0.5

@@ -34,8 +34,8 @@ def batch(has: list[bool] | None = None, health: list[int] | None = None) -> Pai
     generator = torch.Generator().manual_seed(3)
     return PairBatch(
         image_a=torch.randn(n, 1, *SIZE, generator=generator), image_b=torch.randn(n, 1, *SIZE, generator=generator),
-        paired=torch.tensor([True, True, False][:n]), contrast_a=["T1w"] * n, contrast_b=["T2w"] * n, subject=[f"s{k}" for k in range(n)],
-        sample=torch.arange(5, 5 + n), health=torch.tensor(health), anatomy=torch.randn(n, 7, generator=generator),
+        paired=[True, True, False][:n], contrast_a=["T1w"] * n, contrast_b=["T2w"] * n, subject=[f"s{k}" for k in range(n)],
+        sample=list(range(5, 5 + n)), health=torch.tensor(health), anatomy=torch.randn(n, 7, generator=generator),
         has_anatomy=torch.tensor(has), label_a=torch.randint(0, 4, (n, *SIZE), generator=generator),
         label_b=torch.randint(0, 4, (n, *SIZE), generator=generator), has_label=torch.tensor(has),
     )  # fmt: skip
@@ -257,7 +257,7 @@ def test_a_finished_net_is_refined_and_decodes_what_it_decoded() -> None:
     data = batch()
     config = only(refine=10, refine_summary=6)
     objective: Any = anatomy_split.build(net, config).eval()
-    data["paired"] = torch.tensor([True, True, True])
+    data["paired"] = [True, True, True]
     made = objective.finished([data])
     old, new = net.encode(data["image_a"]), made.encode(data["image_a"])
     assert not torch.allclose(old.anatomy, new.anatomy, atol=1e-3)

@@ -22,8 +22,8 @@ def batch(n: int) -> PairBatch:
     generator = torch.Generator().manual_seed(1)
     smooth = nn.functional.interpolate(torch.randn(2 * n, 1, 3, 3, 3, generator=generator), size=(12, 16, 12), mode="trilinear")
     return PairBatch(
-        image_a=smooth[:n], image_b=smooth[n:], paired=torch.ones(n, dtype=torch.bool), contrast_a=["T1w"] * n, contrast_b=["T2w"] * n,
-        subject=[f"s{k}" for k in range(n)], sample=torch.arange(n), health=torch.arange(n) % 2, has_anatomy=torch.ones(n, dtype=torch.bool),
+        image_a=smooth[:n], image_b=smooth[n:], paired=[True] * n, contrast_a=["T1w"] * n, contrast_b=["T2w"] * n,
+        subject=[f"s{k}" for k in range(n)], sample=list(range(n)), health=torch.arange(n) % 2, has_anatomy=torch.ones(n, dtype=torch.bool),
         anatomy=torch.randn(n, DIMENSION, generator=generator), has_label=torch.zeros(n, dtype=torch.bool),
     )  # fmt: skip
 

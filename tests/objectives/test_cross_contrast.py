@@ -28,8 +28,8 @@ def batch(paired: list[bool], first: int = 0) -> PairBatch:
     a, b = torch.randn(2, n, 1, *SIZE, generator=generator)
     b = torch.where(torch.tensor(paired).view(-1, 1, 1, 1, 1), b, a)
     return PairBatch(
-        image_a=a, image_b=b, paired=torch.tensor(paired), contrast_a=["T1w"] * n, contrast_b=["T2w"] * n,
-        subject=[f"s{k}" for k in range(n)], sample=torch.arange(first, first + n), health=-torch.ones(n, dtype=torch.int64),
+        image_a=a, image_b=b, paired=paired, contrast_a=["T1w"] * n, contrast_b=["T2w"] * n,
+        subject=[f"s{k}" for k in range(n)], sample=list(range(first, first + n)), health=-torch.ones(n, dtype=torch.int64),
         anatomy=torch.zeros(n, 0), has_anatomy=torch.zeros(n, dtype=torch.bool), has_label=torch.zeros(n, dtype=torch.bool),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from neuroprior.core.shelf import load
 from neuroprior.objectives import anatomy_split
 from neuroprior.objectives._lesions import lesion_error, with_lesions
 
-SAMPLES = torch.arange(40)
+SAMPLES = range(40)
 
 
 def scans() -> torch.Tensor:
@@ -22,7 +23,7 @@ def scans() -> torch.Tensor:
     return image
 
 
-def drawn(image: torch.Tensor, sample: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(image: torch.Tensor, sample: Sequence[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return with_lesions(image, sample, (1.0, 4.0), (1.0, 3.0), seed=seed, purpose="lesions")
 
 
@@ -75,7 +76,7 @@ def test_the_term_teaches_the_contrast_half_and_not_the_encoder() -> None:
     net = staged("stages")
     objective: Any = anatomy_split.build(net, only(lesions=1.0, pathology_share=0.3))
     data = batch()
-    data["sample"] = torch.tensor([0, 1, 2])
+    data["sample"] = [0, 1, 2]
     got = objective(data, epoch=0.0, seed=0)
     assert float(got["lesions"]) > 0
     got["loss"].backward()
@@ -96,7 +97,7 @@ def test_boxes_that_are_no_multiple_of_the_coarsest_stride_are_taken() -> None:
     data = batch()
     for name in ("image_a", "image_b"):
         data[name] = data[name][:, :, :14, :22, :13]  # type: ignore[literal-required]
-    data["sample"] = torch.tensor([0, 1, 2])
+    data["sample"] = [0, 1, 2]
     got = objective(data, epoch=0.0, seed=0)  # a net with cells of 2 voxels that fills up to a multiple of 4
     assert 0 < float(got["lesions"]) < 5
 

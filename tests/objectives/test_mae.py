@@ -16,8 +16,8 @@ def test_the_loss_is_the_squared_error_of_hidden_voxels() -> None:
     net = unet.build(unet.Config(features=(4, 8), split="none"))
     image = torch.randn(2, 1, 8, 8, 8)
     data = PairBatch(
-        image_a=image, image_b=image, paired=torch.tensor([True, True]), contrast_a=["T1w"] * 2, contrast_b=["T2w"] * 2,
-        subject=["s"] * 2, sample=torch.arange(2),
+        image_a=image, image_b=image, paired=[True, True], contrast_a=["T1w"] * 2, contrast_b=["T2w"] * 2,
+        subject=["s"] * 2, sample=[0, 1],
     )  # fmt: skip
     config = mae.Config(block=4, both=False)
     got = float(mae.build(net, config)(data, seed=4)["loss"].detach())
@@ -29,7 +29,7 @@ def test_the_loss_is_the_squared_error_of_hidden_voxels() -> None:
 
 
 def test_the_mask_hides_the_stated_share_in_whole_blocks() -> None:
-    mask = block_mask(torch.arange(3), (16, 12, 9), 4, 0.75, seed=0, purpose="x")[:, 0]
+    mask = block_mask(range(3), (16, 12, 9), 4, 0.75, seed=0, purpose="x")[:, 0]
     cells = mask[:, ::4, ::4, ::4]
     assert [int(cell.sum()) for cell in cells] == [27] * 3  # 0.75 of 4 x 3 x 3 blocks
     assert torch.equal(cells.repeat_interleave(4, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)[..., :9], mask)

@@ -87,7 +87,7 @@ def answer(folder: Path, task: dict[str, Any], scans: dict[str, Path], output: P
 
     order = [name for entry in task["inputs"] for name in entry["contrasts"] if name in scans]
     reference = next((name for name in order if name in model.contrasts), None)  # where None, predict_case says what is wrong
-    result = predict_case(model, case, preset(task["preset"]), reference=reference)
+    result = predict_case(model, case, preset(task["preset"], model.net), reference=reference)
     _tell(result.notes)
     if task["kind"] == "segmentation":
         from ..core import nifti

@@ -500,11 +500,11 @@ def collate_pairs(samples: Sequence[dict[str, Any]]) -> PairBatch:
     batch = PairBatch(
         image_a=stacked("image_a")[:, None],
         image_b=stacked("image_b")[:, None],
-        paired=torch.tensor([sample["paired"] for sample in samples]),
+        paired=[bool(sample["paired"]) for sample in samples],
         contrast_a=[sample["contrast_a"] for sample in samples],
         contrast_b=[sample["contrast_b"] for sample in samples],
         subject=[sample["subject"] for sample in samples],
-        sample=torch.tensor([sample["sample"] for sample in samples], dtype=torch.int64),
+        sample=[int(sample["sample"]) for sample in samples],
         health=torch.tensor([sample["health"] for sample in samples], dtype=torch.int64),
         anatomy=stacked("anatomy"),
         has_anatomy=torch.tensor([sample["has_anatomy"] for sample in samples]),

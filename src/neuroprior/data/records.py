@@ -18,16 +18,16 @@ class PairBatch(TypedDict):
     """(B, 1, x, y, z) float32, conformed."""
     image_b: Tensor
     """(B, 1, x, y, z) float32, conformed, the same box."""
-    paired: Tensor
-    """(B,) bool."""
+    paired: list[bool]
+    """Whether B is another scan than A; a list, since a GPU that is asked for it would have to be waited for."""
     contrast_a: list[str]
     """Canonical names."""
     contrast_b: list[str]
     """Canonical names."""
     subject: list[str]
     """Namespaced subjects."""
-    sample: Tensor
-    """(B,) int64 numbers in the run's global stream of samples; masks and noise are functions of them."""
+    sample: list[int]
+    """Numbers in the run's global stream of samples; masks and noise are functions of them."""
     health: Tensor
     """(B,) int64: 0 healthy, 1 not, -1 unknown."""
     anatomy: Tensor

@@ -16,10 +16,6 @@ from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-HOST = ("sample", "paired")
-"""What of a batch stays on the CPU: the numbers that masks and noise are drawn from there, and which scans are pairs. Asking a GPU for
-them would make the CPU wait until the GPU has nothing left to do."""
-
 
 def device_of(config: TrainingConfig) -> torch.device:
     """Where this process trains: its own GPU of those that there are, or the CPU."""
@@ -35,11 +31,11 @@ def tune_convolutions(device: torch.device) -> None:
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """A tensor, or the tensors of nested mappings, on ``device``; pinned ones are copied while it still works. :data:`HOST` stays."""
+    """A tensor, or the tensors of nested mappings, on ``device``; pinned ones are copied while it still works. What is no tensor stays."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {name: value if name in HOST else moved(value, device) for name, value in batch.items()}
+        return {name: moved(value, device) for name, value in batch.items()}
     return batch
 
 

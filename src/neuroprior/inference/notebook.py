@@ -100,7 +100,7 @@ def predict(
 ) -> Prediction:  # fmt: skip
     """See :meth:`Model.predict`."""
     require_head(model)
-    config = presets.preset(preset, device=next(model.net.parameters()).device, **settings)
+    config = presets.preset(preset, model.net, **settings)
     natives = _read(model, scans, contrast, affine)
     wanted = vocabulary.canonical(reference) if reference else None
     prepared = prepare(

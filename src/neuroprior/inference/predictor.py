@@ -294,7 +294,10 @@ def passes_of(model: Model, config: PredictConfig, name: str) -> windows.Passes:
     if task.get("label_pairs"):
         swap = windows.swapped_classes(task["label_values"], task["label_pairs"])
     axes = mirror_axes(task) if config.mirror else ()
-    return windows.Passes(windows.mirrored(axes), swap, config.samples, (config.seed, name), config.precision)
+    precision = config.precision
+    if precision == "int8" and task["name"] != "segmentation":
+        precision = "auto"  # a case seen whole is one box: little to gain, and a single number to lose
+    return windows.Passes(windows.mirrored(axes), swap, config.samples, (config.seed, name), precision)
 
 
 def compute(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
+from torch import nn
 
 from ..core.config import Config, parse
 from ..core.errors import ConfigError, suggestion
-from ..core.precision import has_quick_bfloat16
+from ..core.precision import has_quick_bfloat16, has_quick_int8
 
 
 class PredictConfig(Config):
@@ -19,8 +19,9 @@ class PredictConfig(Config):
     """Least overlap of neighbouring windows, as a share of the window."""
     mirror: bool = False
     """Also look at mirrored copies, along the axes that the model's task allows (left and right labels are exchanged back)."""
-    precision: Literal["float32", "auto", "bfloat16"] = "float32"
-    """``auto`` computes in bfloat16 on a GPU and in float32 on a CPU; ``bfloat16`` also on a CPU that is quick in it (AMX)."""
+    precision: Literal["float32", "auto", "bfloat16", "int8"] = "float32"
+    """``auto`` computes in bfloat16 on a GPU and in float32 on a CPU; ``bfloat16`` also on a CPU that is quick in it (AMX); ``int8`` is
+    ``auto``, but takes a segmentation's convolutions in 8-bit integers on a CPU that is quick in them (VNNI)."""
     window_batch: int = Field(default=2, ge=1)
     """Windows at a time; it changes memory and speed, not the result."""
     samples: int = Field(default=0, ge=0)
@@ -41,25 +42,33 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The three words; their cost is measured by ``benchmarks/predict.py``."""
 
 ON_QUICK_CPU: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.5, "window_batch": 2}}
-"""What presets take instead on a CPU that is quick in bfloat16: there all windows of ``balanced`` cost ``fast`` less than half the time,
-and the answer is that of ``balanced`` but for rounding."""
+"""What presets take instead on a CPU that is quick in bfloat16, or in 8-bit integers where the net takes them: there all windows of
+``balanced`` cost ``fast`` about half the time, and the answer is that of ``balanced`` but for rounding."""
 
 
-def preset(name: str, *, device: torch.device | str | None = None, **changes: Any) -> PredictConfig:
+def require(name: str) -> None:
+    """Raises a ConfigError where there is no such preset."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown --preset {name!r}", expected=", ".join(PRESETS), next_step=suggestion(name, list(PRESETS)))
+
+
+def preset(name: str, net: nn.Module, **changes: Any) -> PredictConfig:
     """The settings of a preset, with what is not None in ``changes`` put in its place.
 
     Args:
         name: a key of :data:`PRESETS`.
-        device: where it will be computed; None is a GPU where there is one, else the CPU.
+        net: that will compute it, where it will do so.
         changes: fields of :class:`PredictConfig`.
 
     Raises:
         ConfigError: there is no such preset, or a value is impossible.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown --preset {name!r}", expected=", ".join(PRESETS), next_step=suggestion(name, list(PRESETS)))
+    require(name)
     wanted = PRESETS[name]
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cpu" and has_quick_bfloat16(device):
-        wanted = wanted | ON_QUICK_CPU.get(name, {})
+    device = next(net.parameters()).device
+    if name in ON_QUICK_CPU and device.type == "cpu":
+        if has_quick_bfloat16(device):
+            wanted = wanted | ON_QUICK_CPU[name]
+        elif hasattr(net, "eight_bits") and has_quick_int8(device):
+            wanted = wanted | ON_QUICK_CPU[name] | {"precision": "int8"}
     return parse(PredictConfig, wanted | {key: value for key, value in changes.items() if value is not None})

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ..core import seeds
 from ..core.errors import ConfigError
-from ..core.precision import has_quick_bfloat16
+from ..core.precision import has_quick_bfloat16, has_quick_int8
 from .model import Model
 
 SIGMA = 0.125
@@ -103,14 +103,15 @@ class Passes:
         swap: class number -> class number of the other side, for passes mirrored along axis 0; None leaves classes as they are.
         samples: draws from a variational split's posterior; 0 takes its mean.
         key: names the draws: (seed, case).
-        precision: ``auto`` is bfloat16 on a GPU and float32 elsewhere; ``bfloat16`` also on a CPU that is quick in it.
+        precision: ``auto`` is bfloat16 on a GPU and float32 elsewhere; ``bfloat16`` also on a CPU that is quick in it; ``int8`` is
+            ``auto`` with convolutions of 8-bit integers on a CPU that is quick in them.
     """
 
     mirror: tuple[tuple[int, ...], ...] = ((),)
     swap: tuple[int, ...] | None = None
     samples: int = 0
     key: tuple[seeds.Key, ...] = (0, "")
-    precision: Literal["float32", "auto", "bfloat16"] = "float32"
+    precision: Literal["float32", "auto", "bfloat16", "int8"] = "float32"
 
     def __len__(self) -> int:
         return len(self.mirror) * max(self.samples, 1)
@@ -195,9 +196,7 @@ def raw_outputs(
     noise = None
     if draws:
         noise = _noise(model, boxes.shape[2:], [(*draw, name) for draw in draws for name in contrasts], device)
-    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    low = wanted and has_quick_bfloat16(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16) if low else contextlib.nullcontext():
+    with _precisely(model, precision, device):
         representation = model.net.encode(rows) if noise is None else model.net.encode(rows, noise=noise)
         extra: dict[str, Any] = {} if covariates is None else {"covariates": covariates}
         assert model.head is not None
@@ -206,6 +205,16 @@ def raw_outputs(
         x, y, z = boxes.shape[2:]
         out = out[..., :x, :y, :z]
     return out.float()
+
+
+def _precisely(model: Model, precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Where a precision of :class:`Passes` holds; float32 where the device or the net is not quick in what is wanted."""
+    if precision == "int8" and hasattr(model.net, "eight_bits") and has_quick_int8(device):
+        return model.net.eight_bits()
+    wanted = precision == "bfloat16" or (precision in ("auto", "int8") and device.type == "cuda")
+    if wanted and has_quick_bfloat16(device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def look(

@@ -6,6 +6,7 @@ them round again. Figures in ``benchmarks/README.md``.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import _fused
+from . import _fused, _int8
 from ._fused import LAST
 
 
@@ -32,6 +33,10 @@ class LaidOut(nn.Module):
         """
         self.layout = _fused.fast_layout(device) if layout is None else layout
         self.to(memory_format=self.layout if device.type in _fused.GPUS else torch.contiguous_format)
+
+    def eight_bits(self) -> contextlib.AbstractContextManager[None]:
+        """Within, this thread's convolutions are of 8-bit integers where that applies (:mod:`._int8`); without gradients alone."""
+        return _int8.eight_bits()
 
     def laid(self, x: Tensor) -> Tensor:
         """(B, C, x, y, z) in the net's layout: with one channel both are the same memory, and the strides alone tell which is meant."""
@@ -64,6 +69,8 @@ def convolved(x: Tensor, layer: nn.Conv3d, skip: Tensor | None = None) -> Tensor
     n, weight, how = x.shape[1], layer.weight, (layer.stride, layer.padding)  # the weight once: an adapter may compute it
     if skip is not None and not (_on_cpu(x) and is_last(x)):
         x, n = torch.cat([x, skip], 1), layer.in_channels
+    if is_last(x) and _int8.applies(x, layer):
+        return _int8.convolve(x, layer, skip)
     y = alike(functional.conv3d(x, weight[:, :n], layer.bias, *how), x)
     if skip is not None and n < layer.in_channels:
         y += functional.conv3d(skip, weight[:, n:], None, *how)

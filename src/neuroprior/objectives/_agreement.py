@@ -27,25 +27,25 @@ Agreement = Literal["cosine", "centred_cosine", "dense_infonce", "vicreg"]
 
 
 def agreement(
-    form: Agreement, a: Tensor, b: Tensor, paired: Tensor, subject: Sequence[str], *, temperature: float = 0.1
+    form: Agreement, a: Tensor, b: Tensor, paired: Sequence[bool], subject: Sequence[str], *, temperature: float = 0.1
 ) -> Tensor:
     """The term over a batch, a scalar; lower is more alike.
 
     Args:
         form: which.
         a, b: (B, C, x, y, z) halves of the two scans, any real values.
-        paired: (B,) bool, where ``b`` is another scan than ``a``; on the CPU, so that a GPU need not be waited for.
+        paired: B times whether ``b`` is another scan than ``a``.
         subject: B names; equal names are never contrasted.
         temperature: of ``dense_infonce``.
     """
     a, b = a.float(), b.float()
     if form == "cosine":
-        return ((1 - flat_cosine(a, b)) * paired.to(a.device, a.dtype, non_blocking=True)).sum() / a.shape[0]
-    numbers = paired.nonzero().squeeze(1)
-    names = [subject[n] for n in numbers.tolist()]
+        return ((1 - flat_cosine(a, b)) * torch.tensor(paired).to(a.device, a.dtype, non_blocking=True)).sum() / a.shape[0]
+    numbers = [n for n, other in enumerate(paired) if other]
+    names = [subject[n] for n in numbers]
     if len(set(names)) < 2:
         return (a.sum() + b.sum()) * 0.0
-    chosen = numbers.to(a.device, non_blocking=True)
+    chosen = torch.tensor(numbers).to(a.device, non_blocking=True)
     a, b = a[chosen], b[chosen]
     if form == "vicreg":
         return vicreg(a.mean((2, 3, 4)), b.mean((2, 3, 4)))

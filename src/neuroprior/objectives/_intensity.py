@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -9,20 +11,20 @@ from torch.nn import functional
 from ..core import seeds
 
 
-def disturbed(image: Tensor, sample: Tensor, strength: float, *, seed: int, purpose: str) -> Tensor:
+def disturbed(image: Tensor, sample: Sequence[int], strength: float, *, seed: int, purpose: str) -> Tensor:
     """Scans with a random smooth gain, contrast curve, blur and noise; background (0) stays 0.
 
     Args:
         image: (B, 1, x, y, z), z-scored.
-        sample: (B,) int64 sample numbers, on the CPU.
+        sample: B sample numbers.
         strength: standard deviation of the log gain; the rest scales with it. 0 changes nothing.
         seed, purpose: name the draw.
     """
     if not strength:
         return image
     out = []
-    for row, number in zip(image, sample.tolist(), strict=True):
-        generator = seeds.torch_generator(seed, purpose, int(number))
+    for row, number in zip(image, sample, strict=True):
+        generator = seeds.torch_generator(seed, purpose, number)
         coarse = torch.randn((1, 1, 3, 3, 3), generator=generator) * strength
         field = functional.interpolate(coarse, size=row.shape[1:], mode="trilinear", align_corners=True)[0].to(
             row.device, non_blocking=True

@@ -6,6 +6,8 @@ reconstruction through a coarse grid has not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,13 +19,13 @@ MOST = 6
 
 
 def with_lesions(
-    image: Tensor, sample: Tensor, radii: tuple[float, float], strength: tuple[float, float], *, seed: int, purpose: str
+    image: Tensor, sample: Sequence[int], radii: tuple[float, float], strength: tuple[float, float], *, seed: int, purpose: str
 ) -> tuple[Tensor, Tensor]:
     """Scans of which half have lesions, and how much of each voxel is lesion.
 
     Args:
         image: (B, 1, x, y, z), z-scored; background (0) stays 0.
-        sample: (B,) int64 sample numbers, on the CPU.
+        sample: B sample numbers.
         radii: smallest and largest half-axis in voxels, drawn uniformly in the logarithm.
         strength: smallest and largest difference to the surroundings, in standard deviations of the scan; the sign is drawn.
         seed, purpose: name the draw.
@@ -34,8 +36,8 @@ def with_lesions(
     size = image.shape[2:]
     axes = [torch.arange(n, dtype=torch.float32, device=image.device) + 0.5 for n in size]
     levels, changes = [], []
-    for row, number in zip(image, sample.tolist(), strict=True):
-        generator = seeds.torch_generator(seed, purpose, int(number))
+    for row, number in zip(image, sample, strict=True):
+        generator = seeds.torch_generator(seed, purpose, number)
         u = torch.rand((MOST, 9), generator=generator)
         count = 0 if u[0, 8] < 0.5 else 1 + int(u[1, 8] * MOST)
         level, change = torch.zeros_like(row), torch.zeros_like(row)

@@ -11,12 +11,19 @@ from ..core import seeds
 
 
 def block_mask(
-    sample: Tensor, size: Sequence[int], block: int, ratio: float, *, seed: int, purpose: str, device: torch.device | None = None
+    sample: Sequence[int],
+    size: Sequence[int],
+    block: int,
+    ratio: float,
+    *,
+    seed: int,
+    purpose: str,
+    device: torch.device | None = None,
 ) -> Tensor:
     """(B, 1, x, y, z) bool, True where hidden: exactly ``round(ratio * blocks)`` blocks of each sample.
 
     Args:
-        sample: (B,) int64 sample numbers, on the CPU.
+        sample: B sample numbers.
         size: of the image in voxels; a last, smaller block fills an axis that is no multiple.
         block: edge in voxels.
         ratio: share of blocks hidden.
@@ -27,8 +34,8 @@ def block_mask(
     count = cells[0] * cells[1] * cells[2]
     hidden = round(ratio * count)
     masks = []
-    for number in sample.tolist():
-        order = torch.randperm(count, generator=seeds.torch_generator(seed, purpose, int(number)))
+    for number in sample:
+        order = torch.randperm(count, generator=seeds.torch_generator(seed, purpose, number))
         flat = torch.zeros(count, dtype=torch.bool)
         flat[order[:hidden]] = True
         masks.append(flat.view(1, *cells))
@@ -38,7 +45,7 @@ def block_mask(
     return mask[..., : size[0], : size[1], : size[2]]
 
 
-def masks(images: Sequence[Tensor], sample: Tensor, block: int, ratio: float, *, seed: int) -> Tensor:
+def masks(images: Sequence[Tensor], sample: Sequence[int], block: int, ratio: float, *, seed: int) -> Tensor:
     """Which voxels of scans A, B ... of a pair are hidden, each scan with a mask of its own.
 
     Args:
@@ -54,8 +61,8 @@ def masks(images: Sequence[Tensor], sample: Tensor, block: int, ratio: float, *,
     ])  # fmt: skip
 
 
-def noise(sample: Tensor, shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:
+def noise(sample: Sequence[int], shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:
     """(B, *shape) float32 standard normal, each sample its own draw."""
     return torch.stack([
-        torch.randn(tuple(shape), generator=seeds.torch_generator(seed, purpose, int(number))) for number in sample.tolist()
+        torch.randn(tuple(shape), generator=seeds.torch_generator(seed, purpose, number)) for number in sample
     ])  # fmt: skip

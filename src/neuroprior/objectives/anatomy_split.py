@@ -187,7 +187,7 @@ class AnatomySplit(nn.Module):
         if c.lesions:
             parts["lesions"] = self._lesions(batch, seed)
             loss = loss + c.lesions * parts["lesions"]
-        paired = batch["paired"].to(image.device, non_blocking=True)
+        paired = torch.tensor(batch["paired"]).to(image.device, non_blocking=True)
         if copies == 2 and c.agreement:
             a, b = select(code, slice(0, n)), select(code, slice(n, 2 * n))
             parts["agreement"] = agreement(
@@ -290,10 +290,10 @@ class AnatomySplit(nn.Module):
         names: list[tuple[str, str]] = []
         with torch.no_grad():
             for batch in batches:
-                rows = batch["paired"].nonzero().squeeze(1)
+                rows = [n for n, other in enumerate(batch["paired"]) if other]
                 a, b = (net.encode(batch[name][rows].to(device)).anatomy for name in ("image_a", "image_b"))
                 found.append(torch.stack([a, b], 1).flatten(3).cpu())
-                names += [(batch["contrast_a"][k], batch["contrast_b"][k]) for k in rows.tolist()]
+                names += [(batch["contrast_a"][k], batch["contrast_b"][k]) for k in rows]
         pairs = torch.cat(found).double()
         for block, keep in blocks:
             if keep:

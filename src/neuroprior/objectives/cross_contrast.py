@@ -80,7 +80,7 @@ class CrossContrast(nn.Module):
         image, hidden = self._inputs(batch, seed)
         n = batch["image_a"].shape[0]
         code = self._encode(image, hidden, batch["sample"], seed)
-        paired = batch["paired"].to(image.device, image.dtype, non_blocking=True)
+        paired = torch.tensor(batch["paired"]).to(image.device, image.dtype, non_blocking=True)
         both = torch.cat([paired.new_ones(n), paired])  # the copy of an unpaired scan is left out
         count = torch.cat([both, paired, paired])
         shares = torch.cat([(c.reconstruction / n) * both, (c.cross / n) * count[2 * n :]])
@@ -114,7 +114,7 @@ class CrossContrast(nn.Module):
         images = [batch["image_a"], batch["image_b"]]
         return torch.cat(images), masks(images, batch["sample"], self.config.block, self.config.ratio, seed=seed)
 
-    def _encode(self, image: Tensor, hidden: Tensor, sample: Tensor, seed: int) -> Representation:
+    def _encode(self, image: Tensor, hidden: Tensor, sample: Sequence[int], seed: int) -> Representation:
         """A and B, with reparameterised samples while training."""
         epsilon = None
         if self.training and self.variational:

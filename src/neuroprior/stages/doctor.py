@@ -47,7 +47,7 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
     import psutil
     import torch
 
-    from ..core.precision import has_quick_bfloat16
+    from ..core.precision import has_quick_bfloat16, has_quick_int8
     from ..nets._fused import trouble
 
     rows: list[tuple[str, str, str]] = []
@@ -71,6 +71,10 @@ def doctor(folder: Path = Path("."), json: bool = False) -> Checkup:
         quick = has_quick_bfloat16("cpu")
         rows.append(("bfloat16 on the cpu", "quick (AMX)" if quick else "not quicker than float32 (no AMX)",
                      "training.precision=bf16 takes half the time; predict --preset fast uses it" if quick else ""))  # fmt: skip
+        if not quick:
+            whole = has_quick_int8("cpu")
+            rows.append(("8-bit integers on the cpu", "quick (VNNI)" if whole else "not quick (no VNNI)",
+                         "predict --preset fast uses them" if whole else "predict --preset fast takes fewer windows instead"))  # fmt: skip
     cores, why = granted_cores()
     rows.append(
         ("cores", f"{cores} granted ({why}), {os.cpu_count()} in the machine", f"training.workers={max(0, min(8, cores - 2))}")

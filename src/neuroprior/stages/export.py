@@ -128,6 +128,6 @@ def export(
             expected=f"--protocol {'|'.join(shelf.names('protocols'))} --task NUMBER --out DIR",
         )
     rules = read(protocol)
-    presets.preset(preset)
+    presets.require(preset)
     made = challenge.write(source, rules, rules.task(task), out, partial=partial, preset=preset)
     return ExportSummary(out, notes=tuple(made["notes"]), megabytes=made["bytes"] / 1e6)

@@ -112,14 +112,15 @@ def predict(
 
     if overlap is not None and not 0 <= overlap < 1:
         raise ConfigError("--overlap is a share of the window", expected="0 <= overlap < 1", got=overlap)
+    presets.require(preset)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    config = presets.preset(
-        preset, device=device, overlap=overlap, samples=samples, seed=seed, probabilities=probabilities, uncertainty=uncertainty
-    )
     if device == "cpu":
         keep_freed_memory()
     loaded = load(model, device=device)
     require_head(loaded)
+    config = presets.preset(
+        preset, loaded.net, overlap=overlap, samples=samples, seed=seed, probabilities=probabilities, uncertainty=uncertainty
+    )
     passes_of(loaded, config, "")
     calibration = Calibration.from_json(loaded.info.get("calibration"))
     if abstain and (calibration is None or calibration.abstain_below is None):

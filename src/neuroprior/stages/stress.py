@@ -108,7 +108,7 @@ def stress(
     conditions = config.conditions()
     logger.info("%d cases under %d conditions", len(found), len(conditions))
     task = loaded.task
-    settings = presets.preset(preset, device=next(loaded.net.parameters()).device)
+    settings = presets.preset(preset, loaded.net)
     context = Context(name or model.resolve().name, task["name"], task["target"], rule=rule, seed=seed)
     identity = {
         "model": str(loaded.info["weights_sha256"]), "cases": [item.case.case for item in found], "config": config.model_dump(mode="json"),
