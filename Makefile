@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/neuroprior demo --out .demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,24 @@ def test_a_misspelt_name_gets_a_suggestion(run_cli: Run, store_path: Path, tmp_p
 
 def test_the_version(run_cli: Run) -> None:
     assert neuroprior.__version__ in run_cli("--version").stdout
+
+
+ENDING = """
+import atexit, gc, sys
+from neuroprior.cli import main
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+sys.argv = ["neuroprior", "evaluate", "/none", "--reference", "/none"]
+if {triton}:
+    sys.modules["triton"] = gc
+main()
+"""
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_a_process_that_ends_does_not_look_at_everything_once_more(triton: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING.format(triton=triton)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, str(not triton))
+    assert done.stderr.startswith("error: ")
 
 
 def test_doctor_knows_this_machine(run_cli: Run, tmp_path: Path) -> None:

@@ -37,12 +37,14 @@ def run(pages: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_quick_start_and_the_report_run(tmp_path: Path) -> None:
     run(["quickstart.md", "report.md"], tmp_path)
     assert (tmp_path / "report/report.html").is_file()
     assert "By group" in (tmp_path / "report-ranked/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_assessments_page_runs(tmp_path: Path) -> None:
     run(["assessments.md"], tmp_path)
     assert "## Scores: sex" in (tmp_path / "runs/sex/model/README.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ help texts come from the docstring. A stage is imported only when it is called; 
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import inspect
 import json
@@ -198,3 +199,6 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        if "triton" not in sys.modules:  # whose library counts what is not taken apart, and complains
+            gc.freeze()  # else every object of torch is looked at once more before the process ends: half a second

@@ -111,6 +111,7 @@ def test_waiting_for_a_worker_is_told_and_costs_no_job_its_time(
     assert "waiting for workers: none of 1 is there" in caplog.text and "once more" not in caplog.text
 
 
+@pytest.mark.slow
 def test_workers_of_somebody_else_are_not_killed_twice(tmp_path: Path) -> None:
     """Their scheduler gives a job that kills its worker to the next one, three times over, unless it is told which worker may have it."""
     with local(n_workers=2) as cluster:

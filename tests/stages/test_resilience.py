@@ -47,6 +47,7 @@ def killed_until_done(commands: Commands, arguments: list[object], alive: Path, 
     return KILLS
 
 
+@pytest.mark.slow
 def test_prepare_killed_anywhere_gives_the_same_store(index_file: Path, tmp_path: Path, commands: Commands) -> None:
     """A hundred and twenty sessions: the ten heads under twelve names each."""
     scans = [
