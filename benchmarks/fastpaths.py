@@ -2,7 +2,7 @@
 
     python benchmarks/fastpaths.py STORE [--recipe tiny] [--steps 150] [--seeds 0 1 2] [--set data.patch=32]
 
-Without: contiguous maps, torch's InstanceNorm and LeakyReLU, skips joined before they are convolved, one batched decode instead of one after the other, memory given back when it is freed.
+Without: contiguous maps, torch's InstanceNorm and LeakyReLU, skips joined before they are convolved, one batched decode instead of one after the other, memory given back when it is freed, gradients of a heavy net held whole.
 What is left differs by rounding, which training magnifies; the difference is put beside the spread between seeds. STORE has a val split.
 Each run is ``neuroprior pretrain`` in a process of its own. Appends a JSON line to benchmarks/results/fastpaths.jsonl.
 """
@@ -31,7 +31,8 @@ def without() -> None:
     """Take every fast path out of this process."""
     _fused.fast_layout = lambda _: torch.contiguous_format
     _piecewise.PIECE_VOXELS["cpu"] = 10**12
-    training.keep_freed_memory = lambda: None
+    training.keep_freed_memory = lambda _: None
+    training.set_factors = lambda *_: None
 
 
 def losses(run: Path) -> tuple[list[float], float]:

@@ -35,8 +35,8 @@ import record
 from neuroprior.core.seeds import torch_generator
 from neuroprior.data.records import PairBatch
 from neuroprior.engine.allocator import keep_freed_memory
-from neuroprior.engine.device import moved, set_layout, set_recompute, tune_convolutions
-from neuroprior.engine.optimisers import OptimizerConfig, build
+from neuroprior.engine.device import kept_bytes, moved, set_factors, set_layout, set_recompute, tune_convolutions
+from neuroprior.engine.optimisers import OptimizerConfig, advance, build
 from neuroprior.engine.settings import TrainingConfig
 from neuroprior.nets import resenc, unet
 from neuroprior.objectives import cross_contrast, mae
@@ -160,10 +160,11 @@ def step(kind: str, what: str, made: Any, batch: PairBatch) -> tuple[float, floa
     if kind == "plain" and what == "fomo25":  # Lightning's order
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(objective.parameters(), clip)
-    optimizer.step()
-    if kind == "ours":  # as engine/loop.py: gradients are not held while the next step goes forward
-        optimizer.zero_grad(set_to_none=True)
+    if kind == "ours":
+        advance(objective, optimizer, clip)
+    else:
+        nn.utils.clip_grad_norm_(objective.parameters(), clip)
+        optimizer.step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start, time.process_time() - cpu, float(loss.detach())
@@ -172,13 +173,14 @@ def step(kind: str, what: str, made: Any, batch: PairBatch) -> tuple[float, floa
 def worker(kind: str, what: str, size: int, n: int, keep: bool, recompute: int, device_name: str, pipe: Any) -> None:
     """A process that takes a step whenever it is asked to and answers (seconds, processor seconds, loss, peak resident MB)."""
     device = torch.device(device_name)
-    if keep and device.type == "cpu":
-        keep_freed_memory()
     objective, optimizer, clip = make(what, device)
+    if keep and device.type == "cpu":
+        keep_freed_memory(kept_bytes(objective))
     tune_convolutions(device)  # for both
     if kind == "ours":
         set_recompute(objective, recompute)
         set_layout(objective, TrainingConfig(), device)
+        set_factors(objective, TrainingConfig(), device)
     batch = moved(make_batch(size, n), device)
     while pipe.recv():
         found = step(kind, what, (objective, optimizer, clip), batch)

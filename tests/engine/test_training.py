@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from neuroprior.core.errors import ConfigError, DivergenceError
-from neuroprior.engine import events
-from neuroprior.engine.device import takes_bf16
+from neuroprior.engine import events, optimisers
+from neuroprior.engine.allocator import KEPT
+from neuroprior.engine.device import KEPT_HEAVY, kept_bytes, takes_bf16
 from neuroprior.engine.optimisers import OptimizerConfig, build
 from neuroprior.engine.schedules import ScheduleConfig, factor
 from neuroprior.engine.settings import TrainingConfig
 from neuroprior.engine.training import TrainingResult, train
+from neuroprior.nets import unet
 
 
 class Toy(nn.Module):
@@ -271,6 +273,56 @@ def test_a_run_in_bf16_clips_and_learns_as_one_in_float32_does(name: str, tmp_pa
     plain = {"name": "sgd", "lr": 1e-2, "momentum": 0.0, "weight_decay": 0.0}
     held = weights("held", optimizer=plain, precision="bf16", clip_norm=1e-4)
     assert 0 < float((held - Toy().layer.weight).detach().norm()) <= 20 * 1e-2 * 1e-4 * 1.001
+
+
+class Deep(nn.Module):
+    """A net whose last levels have more weights than voxels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = unet.build(unet.Config(features=(4, 8, 64), latent=4, skips=True)).double()
+
+    def forward(self, batch: Tensor, *, epoch: float, seed: int) -> dict[str, Tensor]:
+        x = torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(int(1000 * batch.sum().abs()))).double()
+        return {"loss": (self.net.reconstruct(self.net.encode(x), x.shape[2:]) - x).square().mean()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_of_a_heavy_net_in_factors_give_the_same_trace(
+    tmp_path: Path, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, since such small nets magnify float32's rounding."""
+    seen = []
+    original = optimisers.advance
+
+    def look(module: nn.Module, *rest: Any) -> None:
+        seen.append(sum(bool(getattr(part, "factors", None)) for part in module.modules()))
+        original(module, *rest)
+
+    monkeypatch.setattr(optimisers, "advance", look)
+    traces = []
+    for heavy in (10**9, 1):
+        monkeypatch.setattr("neuroprior.engine.device.HEAVY", heavy)
+        assert kept_bytes(Deep()) == (KEPT_HEAVY if heavy == 1 else KEPT)
+        run, changes = (
+            tmp_path / str(heavy),
+            {"accumulate": accumulate, "clip_norm": 0.05, "optimizer": {"name": "sgd", "lr": 1e-2}},
+        )
+        train(
+            Deep(),
+            config(steps=6, **changes),
+            run,
+            loader=batches,
+            save_model=lambda *_: None,
+            recipe={"deep": 1},
+            validate=lambda _: {"loss": 1.0},
+        )
+        traces.append([event["loss"] for event in trace(run) if event["event"] == "step"])
+    assert seen[:6] == [0] * 6
+    assert min(seen[6:]) >= 2
+    assert traces[1] == pytest.approx(traces[0], rel=1e-9)
+    assert traces[0][-1] != traces[0][0]
 
 
 def test_a_device_without_bf16_is_told_of_where_it_was_asked_for(

@@ -12,12 +12,15 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def keep_freed_memory(limit: int = 64 << 20) -> bool:
+KEPT = 64 << 20
+"""Bytes: a map of the finest level of a box of 64^3 is kept, and one of 96^3 is not, whose pages cost more memory than they save time."""
+
+
+def keep_freed_memory(limit: int = KEPT) -> bool:
     """Let glibc keep freed blocks for reuse. Returns False where there is no glibc.
 
     Args:
-        limit: bytes of the largest block that is kept: a map of the finest level of a box of 64^3 is, and one of 96^3 is not, whose
-            pages cost more memory than they save time.
+        limit: bytes of the largest block that is kept.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -181,6 +181,11 @@ class Loop(lightning.LightningModule):
         else:
             loss.backward(*args, **kwargs)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any]) -> None:
+        """The last micro-batch's gradients, then the optimiser's step (:func:`.optimisers.advance`)."""
+        optimizer_closure()
+        optimisers.advance(self.module, self.trainer.optimizers[0], self.config.clip_norm)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a whole step: note it, and do what is due."""
         self._ended = time.perf_counter()
@@ -188,7 +193,6 @@ class Loop(lightning.LightningModule):
             return
         parts = {name: torch.stack([micro[name] for micro in self._micro]).mean() for name in self._micro[0]}
         self._micro, self._first = [], None
-        self.trainer.optimizers[0].zero_grad(set_to_none=True)  # not held while the next step goes forward
         self.step += 1
         self.book.steps += 1
         self.book.samples += self.config.batch * self.config.accumulate * self.trainer.world_size

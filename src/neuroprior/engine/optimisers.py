@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.config import Config
 
@@ -78,8 +78,42 @@ def allocate(optimizer: torch.optim.Optimizer) -> None:
 
 
 def advance(module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
-    """An optimiser's step outside a run, where steps are only measured: clip the gradient's norm, step, let the gradients go."""
-    if clip_norm is not None:
+    """An optimiser's step: clip the gradient's norm, step, let the gradients go.
+
+    Layers with ``factors``, what the gradient of their weights is made of (``nets/_factors``), are stepped one by one after all others, so
+    that one such gradient is there at a time; what comes out is the same.
+
+    Args:
+        module: what is trained.
+        optimizer: of its parameters.
+        clip_norm: largest norm of the whole gradient, or None.
+    """
+    keeping: list[Any] = [part for part in module.modules() if getattr(part, "factors", None)]
+    factors: dict[nn.Parameter, Any] = {part.weight: part.factors for part in keeping}
+    share: Tensor | float = 1.0
+    if clip_norm is not None and factors:
+        share = _share(module, factors, clip_norm)
+    elif clip_norm is not None:
         nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+    beside = {parameter: parameter.grad for parameter in factors}
+    for parameter in factors:
+        parameter.grad = None
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    for parameter, found in factors.items():
+        parameter.grad = beside.pop(parameter)
+        parameter.grad = found.gradient().mul_(share)
+        found.clear()
+        optimizer.step()
+        parameter.grad = None
+
+
+def _share(module: nn.Module, factors: Mapping[nn.Parameter, Any], clip_norm: float) -> Tensor:
+    """What gradients are multiplied by for the norm of all of them to be at most ``clip_norm``; those that are there already are."""
+    there = [parameter for parameter in module.parameters() if parameter.grad is not None or parameter in factors]
+    norms = [factors[p].norm() if p in factors else torch.linalg.vector_norm(p.grad) for p in there]
+    share = (clip_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0)
+    for parameter in there:
+        if parameter not in factors:
+            parameter.grad.mul_(share)  # type: ignore[union-attr]
+    return share

@@ -16,7 +16,7 @@ from torch import nn
 
 from . import optimisers
 from .allocator import keep_freed_memory
-from .device import device_of, moved, set_layout, set_recompute, takes_bf16, tune_convolutions
+from .device import device_of, kept_bytes, moved, set_factors, set_layout, set_recompute, takes_bf16, tune_convolutions
 from .ledger import Ledger, Meter
 from .settings import TrainingConfig
 
@@ -75,10 +75,11 @@ def take(module: nn.Module, config: TrainingConfig, batches: Iterable[Any], seco
     cuda = device.type == "cuda"
     low = takes_bf16(config, not cuda)
     if not cuda:
-        keep_freed_memory()
+        keep_freed_memory(kept_bytes(module))
     module = module.to(device).train()
     set_recompute(module, config.recompute)
     set_layout(module, config, device)
+    set_factors(module, config, device)
     tune_convolutions(device)
     optimizer = optimisers.build(module, config.optimizer)
     book, meter = Ledger(), Meter(device)

@@ -32,13 +32,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as lightning
 import yaml
-from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 
 from ..core import artifacts
 from ..core.errors import ConfigError
 from .allocator import keep_freed_memory
-from .device import device_of, set_layout, set_recompute, takes_bf16, tune_convolutions
+from .device import device_of, kept_bytes, set_factors, set_layout, set_recompute, takes_bf16, tune_convolutions
 from .health import Observation
 from .loop import SIGNALS, Errors, Loop, has_time
 from .resuming import load_state, refuse_other
@@ -139,8 +138,9 @@ def train(
         loop = Loop(module, config, run, loader, save_model, validate, panels, observe, state, group_of, kept)
         cpu = config.accelerator != "gpu" and device_of(config).type == "cpu"  # without a GPU "gpu" is Lightning's to refuse
         if cpu:
-            keep_freed_memory()
+            keep_freed_memory(kept_bytes(module))
         set_layout(module, config, device_of(config))
+        set_factors(module, config, device_of(config))
         tune_convolutions(device_of(config))
         bf16 = takes_bf16(config, cpu)
         strategy: Any = "auto"
@@ -151,9 +151,9 @@ def train(
         with _quiet_lightning():
             trainer = lightning.Trainer(
                 accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy,
-                precision=None if bf16 else "32-true", plugins=_BFloat16("cpu" if cpu else "cuda") if bf16 else None,
+                precision="bf16-mixed" if bf16 else "32-true",
                 max_steps=config.steps - loop.start, max_epochs=-1, accumulate_grad_batches=config.accumulate,
-                gradient_clip_val=config.clip_norm, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Errors()],
+                logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Errors()],
                 enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run,
             )  # fmt: skip
         if loop.start < config.steps and loop.ended is None:
@@ -168,20 +168,6 @@ def train(
             loop.finish_without_steps()
         status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
         return TrainingResult(run, status, loop.step, loop.ended or "steps")
-
-
-class _BFloat16(MixedPrecision):
-    """Lightning's mixed bfloat16 that clips the gradients of a fused optimiser too.
-
-    Lightning refuses, since such an optimiser would undo the scaling of gradients within its step; but bfloat16 scales none.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__("bf16-mixed", device)
-
-    def clip_gradients(self, *args: Any, **named: Any) -> None:
-        """As without mixed precision."""
-        Precision.clip_gradients(self, *args, **named)
 
 
 @contextlib.contextmanager

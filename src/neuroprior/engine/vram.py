@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from ..core.config import read_yaml
 from ..core.errors import ConfigError
 from . import optimisers
-from .device import device_of, is_out_of_memory, moved, set_layout, set_recompute, takes_bf16
+from .device import device_of, is_out_of_memory, moved, set_factors, set_layout, set_recompute, takes_bf16
 from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -245,6 +245,7 @@ def step(
         if recompute:
             set_recompute(found, recompute)
         set_layout(found, config, device)
+        set_factors(found, config, device)
         optimizer = optimisers.build(found, config.optimizer)
         counter.hold(found, optimizer, batch)
         seconds = 0.0

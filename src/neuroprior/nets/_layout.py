@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import _fused, _int8
+from ._factors import Factors, convolve
 from ._fused import LAST
 
 
@@ -33,6 +34,12 @@ class LaidOut(nn.Module):
         """
         self.layout = _fused.fast_layout(device) if layout is None else layout
         self.to(memory_format=self.layout if device.type in _fused.GPUS else torch.contiguous_format)
+
+    def keep_factors(self, wanted: bool) -> None:
+        """Whether gradients of weights are kept as what they are made of (:mod:`._factors`), in ``factors`` of a layer."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv3d) and isinstance(layer.weight, nn.Parameter) and layer.kernel_size != (1, 1, 1):
+                layer.factors = Factors(layer.weight, layer.stride, [int(n) for n in layer.padding]) if wanted else None
 
     def eight_bits(self) -> contextlib.AbstractContextManager[None]:
         """Within, this thread's convolutions are of 8-bit integers where that applies (:mod:`._int8`); without gradients alone."""
@@ -66,15 +73,23 @@ def convolved(x: Tensor, layer: nn.Conv3d, skip: Tensor | None = None) -> Tensor
     Returns:
         (B, out, x', y', z').
     """
-    n, weight, how = x.shape[1], layer.weight, (layer.stride, layer.padding)  # the weight once: an adapter may compute it
+    n, weight = x.shape[1], layer.weight  # the weight once: an adapter may compute it
     if skip is not None and not (_on_cpu(x) and is_last(x)):
         x, n = torch.cat([x, skip], 1), layer.in_channels
     if is_last(x) and _int8.applies(x, layer):
         return _int8.convolve(x, layer, skip)
-    y = alike(functional.conv3d(x, weight[:, :n], layer.bias, *how), x)
+    y = alike(_part(x, layer, weight, 0, layer.bias), x)
     if skip is not None and n < layer.in_channels:
-        y += functional.conv3d(skip, weight[:, n:], None, *how)
+        y += _part(skip, layer, weight, n, None)
     return y
+
+
+def _part(x: Tensor, layer: nn.Conv3d, weight: Tensor, first: int, bias: Tensor | None) -> Tensor:
+    """The convolution of ``x`` by the layer's input channels from ``first`` on."""
+    factors: Factors | None = getattr(layer, "factors", None)
+    if factors is not None and factors.weight is weight and _on_cpu(x) and factors.smaller(x):
+        return convolve(x, bias, factors, first)
+    return functional.conv3d(x, weight[:, first : first + x.shape[1]], bias, layer.stride, layer.padding)
 
 
 def _on_cpu(x: Tensor) -> bool:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..nets._factors import plain_gradients
+
 PIECE_VOXELS = {"cpu": 64**3, "cuda": 32 * 64**3}
 """Voxels that are worked on together, by device: on a CPU one box of the usual size is enough work; a GPU wants more at a time."""
 
@@ -52,7 +54,8 @@ def weighted_sum(
     losses = []
     for piece in parts:
         given = [x.detach()[piece].requires_grad_(x.requires_grad) for x in inputs]
-        loss = loss_of(piece, given)
+        with plain_gradients():
+            loss = loss_of(piece, given)
         losses.append(loss.detach())
         own = [x for x in given if x.requires_grad]
         with torch.autocast(weight.device.type, enabled=False):
