@@ -27,4 +27,6 @@ def keep_freed_memory(limit: int = KEPT) -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    return bool(libc.mallopt(M_MMAP_THRESHOLD, limit)) and bool(libc.mallopt(M_TRIM_THRESHOLD, min(2 * max(limit, KEPT), 2**31 - 1)))
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, limit)) and bool(
+        libc.mallopt(M_TRIM_THRESHOLD, min(2 * max(limit, KEPT), 2**31 - 1))
+    )
