@@ -14,6 +14,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from neuroprior.core.errors import ConfigError
 from neuroprior.engine import vram
 from neuroprior.engine.settings import TrainingConfig
+from neuroprior.nets import unet
 
 CPU = torch.device("cpu")
 
@@ -156,3 +157,27 @@ def test_a_run_that_was_begun_keeps_its_micro_batch(tmp_path: Path) -> None:
     assert seen == [None, 4]
     with pytest.raises(ConfigError, match="no way to take this recipe's step"):
         vram.fitted(config, tmp_path, "0.7", made, None)
+
+
+class Deep(nn.Module):
+    """A net with kernels larger than the maps that meet them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = unet.build(unet.Config(features=(4, 8, 64, 64, 64, 64), latent=4, skips=True))
+
+    def forward(self, batch: dict[str, Tensor], *, epoch: float, seed: int) -> dict[str, Tensor]:
+        image = batch["image"]
+        return {"loss": self.net.reconstruct(self.net.encode(image), image.shape[2:]).square().mean()}
+
+
+def test_a_heavy_net_holds_its_gradients_on_a_card_and_not_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroprior.engine.device.HEAVY", 1)
+    config = TrainingConfig.model_validate({"accelerator": "cpu", "precision": "32", "batch": 1, "optimizer": {"name": "sgd"}})
+    module = Deep()
+    here, card = (
+        vram.ladder(module, config, lambda n: {"image": torch.zeros(n, 1, 32, 32, 32)}, precision=where).smallest()
+        for where in ("here", "gpu")
+    )
+    held = sum(p.numel() * p.element_size() for p in module.parameters() if p.ndim > 1) / 2**20
+    assert 0.3 * held < card - here < 1.1 * held

@@ -143,7 +143,8 @@ def ladder(
     low = takes_bf16(config, device.type != "cuda") if precision == "here" else config.precision != "32"
 
     def measure(size: int, micro: int, recompute: int) -> tuple[float, float]:
-        return step(module, config, moved(draw(size), device), device, micro=micro, recompute=recompute, low=low)
+        batch = moved(draw(size), device)
+        return step(module, config, batch, device, micro=micro, recompute=recompute, low=low, card=precision == "gpu")
 
     own = torch.cuda.get_device_properties(device).total_memory / 2**20 if device.type == "cuda" else 0.0
     return Ladder(measure, config.batch * config.accumulate, couples, levels_of(module), certain_mb=own)
@@ -218,8 +219,9 @@ def limit_of(asked: str, config: TrainingConfig) -> float:
 
 
 def step(
-    module: nn.Module, config: TrainingConfig, batch: Any, device: torch.device, *, micro: int, recompute: int, low: bool
-) -> tuple[float, float]:
+    module: nn.Module, config: TrainingConfig, batch: Any, device: torch.device, *, micro: int, recompute: int, low: bool,
+    card: bool = False,
+) -> tuple[float, float]:  # fmt: skip
     """The peak of a step in MiB and the seconds of a micro-batch, the second of two; (inf, inf) where memory did not suffice.
 
     With several micro-batches the gradients of one are there while the next is computed. With DDP another copy of the gradients is added.
@@ -232,6 +234,7 @@ def step(
         micro: micro-batches a step.
         recompute: finest levels whose maps are computed again.
         low: in bfloat16.
+        card: whether it stands for a step on a GPU, which keeps no factors of gradients.
     """
     cuda = device.type == "cuda"
     if cuda:
@@ -245,7 +248,8 @@ def step(
         if recompute:
             set_recompute(found, recompute)
         set_layout(found, config, device)
-        set_factors(found, config, device)
+        if not card:
+            set_factors(found, config, device)
         optimizer = optimisers.build(found, config.optimizer)
         counter.hold(found, optimizer, batch)
         seconds = 0.0
