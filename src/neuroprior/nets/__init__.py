@@ -13,6 +13,8 @@ Every net module has ``Config``, ``build(config) -> nn.Module`` and ``with_skips
 - ``recompute`` (convolutional nets; 0 at first): of so many of the finest levels nothing but the result is kept for backward;
 - ``lay_out(device, layout=None)`` (convolutional nets): in which memory format maps lie from now on; None is the fastest there;
 - ``eight_bits()`` (convolutional nets): a context in which convolutions without gradients are of 8-bit integers, for a CPU that is quick in them;
+- ``keep_factors(wanted)`` (convolutional nets): layers then have ``factors``, true while they hold what the gradient of their weights is made of
+  (:mod:`._factors`), instead of that gradient: ``engine/optimisers.py: advance``;
 - ``config`` (a :class:`~neuroprior.nets._split.SplitConfig`), ``stage_channels``, ``stage_strides``, ``feature_channels``,
   ``anatomy_channels``, ``contrast_channels``, ``about``.
 """
