@@ -80,6 +80,17 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch() -> None:
 
 
 @needs_vnni
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 2), (24, 10, 6)])
+def test_weights_that_were_rounded_for_one_size_serve_others(size: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv3d(16, 16, 3, padding=1)
+    taken(maps(1, 16, 8, 8, 8), layer)
+    x = maps(1, 16, *size)
+    true = by_hand(x, layer)
+    assert float((taken(x, layer).double() - true).abs().max()) < 1e-5 * float(true.abs().max())
+
+
+@needs_vnni
 def test_changed_weights_are_rounded_anew() -> None:
     torch.manual_seed(0)
     layer, x = nn.Conv3d(16, 16, 3, padding=1), maps(1, 16, 8, 8, 8)

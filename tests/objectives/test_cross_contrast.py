@@ -10,7 +10,7 @@ import torch
 
 from neuroprior.data.records import PairBatch
 from neuroprior.nets import unet
-from neuroprior.objectives import cross_contrast
+from neuroprior.objectives import _piecewise, cross_contrast
 from neuroprior.objectives._masking import block_mask, noise
 
 SIZE = (8, 12, 8)
@@ -140,3 +140,26 @@ def test_a_copy_is_never_pushed_from_itself(net: unet.UNet) -> None:
 def test_a_net_without_a_split_is_refused() -> None:
     with pytest.raises(ValueError, match="split"):
         cross_contrast.build(unet.build(unet.Config(features=(4, 8), split="none")), cross_contrast.Config())
+
+
+@pytest.mark.parametrize("recompute", [0, 9])
+def test_gradients_in_factors_are_those_without_piece_by_piece_and_computed_again(
+    recompute: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_piecewise.PIECE_VOXELS, "cpu", 1)
+    found = []
+    for wanted in (False, True):
+        torch.manual_seed(0)
+        net = unet.build(unet.Config(features=(4, 48, 48), latent=3))  # a kernel of the decoder is larger than its maps too
+        net.lay_out(torch.device("cpu"))
+        net.keep_factors(wanted)
+        net.recompute = recompute
+        objective = cross_contrast.build(net, cross_contrast.Config())
+        objective(batch([True, True]), epoch=5.0, seed=1)["loss"].backward()
+        kept = {layer.weight: layer.factors for layer in net.modules() if getattr(layer, "factors", None)}
+        assert bool(kept) == wanted
+        found.append([kept[p].gradient() if p in kept else p.grad for p in net.parameters()])
+    for plain, ours in zip(*found, strict=True):
+        assert (plain is None) == (ours is None)
+        if plain is not None:
+            torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)

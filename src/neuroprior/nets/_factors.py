@@ -2,7 +2,7 @@
 
 The weights of a deep level have a million numbers, the maps that meet there a thousand. Their gradient is the correlation of what came
 in with the gradient of what went out, so it can be computed when the optimiser gets to it, one layer at a time, instead of being held
-for all layers until backward is over. A norm of the whole gradient needs each of them once more; it is the same number both times.
+for all layers until backward is over. A norm of the whole gradient needs each of them, or what stands for it, once more.
 
 The same is done for linear layers in ghost clipping (Goodfellow, arXiv 1510.01799; Li et al., arXiv 2110.05679), there to know norms a
 sample. Not used with DDP, which sends gradients as backward makes them, nor in bfloat16 or while compiling.
@@ -27,17 +27,18 @@ SMALLER = 2
 FEW = 128
 """Voxels up to which the norm is found without the gradient: then it is quicker."""
 
-_held_back: contextvars.ContextVar[bool] = contextvars.ContextVar("factors", default=True)
+_wanted: contextvars.ContextVar[bool] = contextvars.ContextVar("factors", default=True)
 
 
 @contextlib.contextmanager
 def plain_gradients() -> Iterator[None]:
-    """Within, convolutions give gradients as autograd does: for code that asks for them by ``torch.autograd.grad``."""
-    token = _held_back.set(False)
+    """Within, convolutions give gradients as autograd does: for code that asks for them by ``torch.autograd.grad``, forward and backward,
+    in which maps may be computed again."""
+    token = _wanted.set(False)
     try:
         yield
     finally:
-        _held_back.reset(token)
+        _wanted.reset(token)
 
 
 class Factors:
@@ -60,11 +61,11 @@ class Factors:
         return Factors(copy.deepcopy(self.weight, memo), self.stride, self.padding)
 
     def smaller(self, x: Tensor) -> bool:
-        """Whether the maps rather than the gradient of the weights that meet ``x`` are to be kept."""
+        """Whether the maps rather than the gradient of the weights that meet ``x`` (B, C, x, y, z) are to be kept."""
         outputs, _, *kernel = self.weight.shape
         y = x.numel() // x.shape[1] * outputs // math.prod(self.stride)
         return (
-            _held_back.get()
+            _wanted.get()
             and torch.is_grad_enabled()
             and self.weight.requires_grad
             and x.requires_grad
@@ -73,7 +74,7 @@ class Factors:
         )
 
     def add(self, x: Tensor, grad: Tensor, first: int) -> None:
-        """Note what came in, with the gradient of what went out, for input channels from ``first`` on."""
+        """Note what came in (B, C, x, y, z), with the gradient of what went out (B, out, x', y', z'), for input channels from ``first`` on."""
         self._parts.append((x, grad, first))
 
     def clear(self) -> None:
@@ -121,7 +122,7 @@ class Factors:
 
 
 def convolve(x: Tensor, bias: Tensor | None, factors: Factors, first: int) -> Tensor:
-    """The convolution by the layer's input channels from ``first`` on, whose weights' gradient goes to ``factors``."""
+    """(B, C, x, y, z) -> (B, out, x', y', z') by the layer's input channels from ``first`` on, whose weights' gradient goes to ``factors``."""
     return _Convolved.apply(x, bias, factors, first)  # type: ignore[return-value]
 
 

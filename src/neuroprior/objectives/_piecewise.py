@@ -54,12 +54,12 @@ def weighted_sum(
     losses = []
     for piece in parts:
         given = [x.detach()[piece].requires_grad_(x.requires_grad) for x in inputs]
+        own = [x for x in given if x.requires_grad]
         with plain_gradients():
             loss = loss_of(piece, given)
-        losses.append(loss.detach())
-        own = [x for x in given if x.requires_grad]
-        with torch.autocast(weight.device.type, enabled=False):
-            gradients = torch.autograd.grad((loss * weight[piece]).sum(), [*own, *parameters], allow_unused=True)
+            losses.append(loss.detach())
+            with torch.autocast(weight.device.type, enabled=False):
+                gradients = torch.autograd.grad((loss * weight[piece]).sum(), [*own, *parameters], allow_unused=True)
         del loss
         for collected, x, gradient in zip(found, own, gradients, strict=False):
             collected.append(torch.zeros_like(x) if gradient is None else gradient)
