@@ -128,7 +128,7 @@ def stub_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         (tmp_path / "slurm.yml").write_text(
             "jobs: 1\nqueue: long\naccount: brains\ncores: 1\nmemory: 2 GB\nwalltime: '00:20:00'\njob_extra_directives: ['--gres=none']\n"
             f"log_directory: {tmp_path}\nlocal_directory: {tmp_path}\nworker_extra_args: ['--no-dashboard', '--lifetime', '{lifetime}']\n"
-            f"scheduler_options: {{dashboard_address: null}}\ninterface: lo\njob_script_prologue: ['export PYTHONPATH={path}']\n"
+            f"interface: lo\njob_script_prologue: ['export PYTHONPATH={path}']\n"
         )
         return tmp_path / "slurm.yml"
 

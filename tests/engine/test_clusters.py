@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +56,6 @@ def outcomes(pool: jobs.Pool, names: list[str], folder: Path, budget: jobs.Budge
     return {outcome.name: outcome for outcome in jobs.run(pool, given, budget)}
 
 
-def local(**settings: Any) -> Any:
-    from distributed import LocalCluster
-
-    return LocalCluster(**{"threads_per_worker": 1, "dashboard_address": None, **settings})
-
-
 def meanwhile(act: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=act)
     thread.start()
@@ -100,7 +98,7 @@ def test_waiting_for_a_worker_is_told_and_costs_no_job_its_time(
     from distributed import Client
 
     monkeypatch.setattr(clusters, "TOLD_AFTER_S", 0.5)
-    with local(n_workers=0) as cluster:
+    with clusters.local_cluster(0) as cluster:
         late = meanwhile(lambda: (time.sleep(4.5), cluster.scale(1)))
         with caplog.at_level(logging.WARNING):
             pool = clusters.OnDask(work, Client(cluster), wanted=1)
@@ -114,7 +112,7 @@ def test_waiting_for_a_worker_is_told_and_costs_no_job_its_time(
 @pytest.mark.slow
 def test_workers_of_somebody_else_are_not_killed_twice(tmp_path: Path) -> None:
     """Their scheduler gives a job that kills its worker to the next one, three times over, unless it is told which worker may have it."""
-    with local(n_workers=2) as cluster:
+    with clusters.local_cluster(2) as cluster:
         pool, workers = clusters.dask_cluster(work, cluster.scheduler_address, 1)
         assert workers == 2
         names = ["kill:a", *(f"ok:{n}" for n in range(5)), "hang:b", "ok:9"]
@@ -126,7 +124,7 @@ def test_workers_of_somebody_else_are_not_killed_twice(tmp_path: Path) -> None:
 
 
 def test_two_jobs_never_share_a_worker_with_many_threads(tmp_path: Path) -> None:
-    with local(n_workers=2, threads_per_worker=4) as cluster:
+    with clusters.local_cluster(2, threads_per_worker=4) as cluster:
         pool, workers = clusters.dask_cluster(work, cluster.scheduler_address, 1)
         found = outcomes(pool, [f"beside:{n}" for n in range(8)], tmp_path, jobs.Budget(workers))
     assert {outcome.value for outcome in found.values()} == {"1"}
@@ -134,7 +132,7 @@ def test_two_jobs_never_share_a_worker_with_many_threads(tmp_path: Path) -> None
 
 def test_a_hanging_worker_without_a_nanny_is_let_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody would start it again: the cluster keeps its workers, and no more jobs come to these."""
-    with local(n_workers=2, processes=False) as cluster:
+    with clusters.local_cluster(2, processes=False) as cluster:
         pool, workers = clusters.dask_cluster(work, cluster.scheduler_address, 1)
         found = outcomes(pool, ["ok:1", "ok:2", "stall:a"], tmp_path, jobs.Budget(workers, timeout_s=1))
         assert len(cluster.scheduler.workers) == 2
@@ -147,7 +145,7 @@ def test_a_job_whose_worker_leaves_as_planned_goes_to_another(tmp_path: Path, ca
     """As at the end of a SLURM job with --lifetime: this is nobody's failure."""
     from distributed import Client
 
-    with local(n_workers=1) as cluster, Client(cluster) as other:
+    with clusters.local_cluster(1) as cluster, Client(cluster) as other:
         pool, workers = clusters.dask_cluster(work, cluster.scheduler_address, 1)
 
         def leave() -> None:
@@ -166,7 +164,7 @@ def test_a_job_whose_worker_leaves_as_planned_goes_to_another(tmp_path: Path, ca
 
 
 def test_what_runs_at_once_follows_the_workers_and_their_memory(tmp_path: Path) -> None:
-    with local(n_workers=2, processes=False, memory_limit="2 GB") as cluster:
+    with clusters.local_cluster(2, processes=False, memory_limit="2 GB") as cluster:
         pool, _ = clusters.dask_cluster(work, cluster.scheduler_address, 1)
         pool._ask(now=True)
         assert pool.room(jobs.Budget(7)) == jobs.Budget(2, 4000.0)
@@ -179,7 +177,7 @@ def test_what_runs_at_once_follows_the_workers_and_their_memory(tmp_path: Path) 
 
 
 def test_a_running_dask_cluster_is_used_by_its_address(tmp_path: Path) -> None:
-    with local(n_workers=2, processes=False) as cluster:
+    with clusters.local_cluster(2, processes=False) as cluster:
         pool, workers = clusters.dask_cluster(work, cluster.scheduler_address, 1)
         assert workers == 2
         found = outcomes(pool, [f"ok:{n}" for n in range(5)], tmp_path, jobs.Budget(workers))
@@ -217,9 +215,107 @@ def test_slurm_jobs_that_end_are_asked_for_again(
 
 
 @pytest.mark.parametrize(
-    "text", ["cores: 1", "- 1", "cores: 1\nmemory: 1 GB\njobs: none", "cores: 1\nmemory: 1 GB\ncolour: red", "a: ["]
+    "text",
+    [
+        "cores: 1",
+        "- 1",
+        "cores: 1\nmemory: 1 GB\njobs: none",
+        "cores: 1\nmemory: 1 GB\ncolour: red",
+        "a: [",
+        "cores: 1\nmemory: 1 GB\nscheduler_options: ho",
+    ],
 )
 def test_slurm_settings_that_cannot_be_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "slurm.yml").write_text(text)
     with pytest.raises(ConfigError, match="SLURM"):
         clusters.slurm_cluster(tmp_path / "slurm.yml")
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Starts a worker of a scheduler in an environment that has nothing of these tests."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(scheduler: str) -> None:
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, "--no-dashboard", "--nthreads", "1"]
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        started.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+        )
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def test_workers_of_another_environment_get_no_jobs(
+    stranger: Callable[[str], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a worker closes over a job that it cannot read, which would look as if it had died of it."""
+    with clusters.local_cluster(0) as cluster:
+        stranger(cluster.scheduler_address)
+        until(lambda: cluster.scheduler.workers)
+        pool, workers = clusters.dask_cluster(work, cluster.scheduler_address, 1)
+        with pytest.raises(InputError, match="the only Dask worker cannot do the jobs") as refused:
+            outcomes(pool, ["ok:1"], tmp_path, jobs.Budget(workers))
+        assert "No module named 'tests'" in str(refused.value) and "pip install neuroprior==" in str(refused.value)
+        cluster.scale(1)
+        until(lambda: len(cluster.scheduler.workers) == 2)
+        pool, workers = clusters.dask_cluster(work, cluster.scheduler_address, 1)
+        found = outcomes(pool, [f"ok:{n}" for n in range(4)], tmp_path, jobs.Budget(workers))
+    assert {outcome.value for outcome in found.values()} == {f"OK:{n}" for n in range(4)}
+    assert caplog.text.count("gets no jobs: No module named 'tests'") == 1
+
+
+def test_workers_and_schedulers_of_another_version_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> None: ...
+
+    lost.__module__ = "somewhere.neuroprior"
+    with clusters.local_cluster(2, processes=False) as cluster:
+        with pytest.raises(InputError, match="the Dask scheduler cannot do the jobs") as refused:
+            clusters.dask_cluster(lost, cluster.scheduler_address, 1)
+        assert "No module named 'somewhere'" in str(refused.value)
+        monkeypatch.setattr(clusters, "__version__", "99.1")
+        pool, workers = clusters.dask_cluster(work, cluster.scheduler_address, 1)
+        with pytest.raises(InputError, match="each of the 2 Dask workers") as refused:
+            outcomes(pool, ["ok:1"], tmp_path, jobs.Budget(workers))
+        assert "it has neuroprior 0." in str(refused.value) and "and this is 99.1" in str(refused.value)
+
+
+@pytest.fixture
+def dasks_port() -> Iterator[None]:
+    """Somebody else's scheduler has the port at which dask's dashboard listens."""
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):  # somebody else has it in earnest
+            other.bind(("0.0.0.0", 8787))
+            other.listen()
+        yield
+
+
+def listens(scheduler: Any) -> tuple[str, int]:
+    return scheduler.http_server.address, scheduler.http_server.port
+
+
+@pytest.mark.usefixtures("dasks_port")
+def test_clusters_of_one_machine_do_not_meet_at_one_port() -> None:
+    """A warning would end this test, as it would be the first thing that a user reads."""
+    with clusters.local_cluster(0) as one, clusters.local_cluster(0) as two:
+        found = {listens(one.scheduler), listens(two.scheduler)}
+        assert len(found) == 2 and {address for address, _ in found} == {"127.0.0.1"}
+
+
+@pytest.mark.usefixtures("dasks_port")
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [("{}", "127.0.0.1"), ("{host: 127.0.0.1}", "127.0.0.1"), ("{dashboard_address: '0.0.0.0:0'}", "0.0.0.0")],
+)
+def test_slurms_scheduler_listens_where_it_is_told_and_nowhere_else(options: str, address: str, tmp_path: Path) -> None:
+    (tmp_path / "slurm.yml").write_text(f"cores: 1\nmemory: 1 GB\ninterface: lo\nscheduler_options: {options}\n")
+    cluster, jobs_wanted, workers = clusters.slurm_cluster(tmp_path / "slurm.yml")
+    with cluster:
+        assert (jobs_wanted, workers) == (1, 1)
+        assert listens(cluster.scheduler)[0] == address and listens(cluster.scheduler)[1] != 8787

@@ -14,6 +14,7 @@ import pytest
 
 from neuroprior.data.index import read_index, write_index
 from neuroprior.data.store import Store
+from neuroprior.engine.clusters import local_cluster
 from neuroprior.stages.prepare import prepare
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -75,9 +76,7 @@ def test_a_dask_worker_killed_half_way_changes_nothing(many: tuple[Path, str], t
 
 
 def test_a_running_dask_cluster_gives_the_same_store(index_file: Path, store_path: Path, tmp_path: Path) -> None:
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with local_cluster(2) as cluster:
         summary = prepare(index_file, tmp_path / "store", spacing="4", scheduler=cluster.scheduler_address)
         assert len(cluster.scheduler.workers) == 2, "the workers are somebody else's, and stay"
     assert summary.left_out == 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..core.errors import ConfigError, InputError, MissingDependency, suggestion
 from .jobs import Budget, Job, attempt
 
@@ -35,6 +36,9 @@ SCALED_EVERY_S = 20.0
 LEAVES = 3
 """How often a job is begun anew because its worker left as planned (at the end of its lifetime) before that counts as a failure."""
 TOPIC = "neuroprior-began"
+NO_PAGE = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+"""For a scheduler: no dashboard. Without the address it would still listen at dask's one port, on every interface, and two runs of one
+machine would meet there."""
 
 
 def _work(function: Callable[..., Any], args: tuple[Any, ...], key: str) -> tuple[str, Any]:
@@ -43,6 +47,35 @@ def _work(function: Callable[..., Any], args: tuple[Any, ...], key: str) -> tupl
 
     get_worker().log_event(TOPIC, key)
     return attempt(function, args)
+
+
+def _asks(function: Callable[..., Any], version: str | None) -> Callable[[], str]:
+    """What those say who are to call ``function``: why they cannot, or "". It travels as code, since they may lack this package."""
+    module = getattr(function, "__module__", None) or "neuroprior"
+
+    def answer() -> str:
+        import importlib.util
+
+        try:
+            if module != "__main__" and importlib.util.find_spec(module) is None:
+                return f"No module named {module!r}"
+            import neuroprior
+        except ImportError as error:
+            return str(error)
+        return (
+            ""
+            if version in (None, neuroprior.__version__)
+            else f"it has neuroprior {neuroprior.__version__}, and this is {version}"
+        )
+
+    return answer
+
+
+def _unable(who: str, why: str) -> InputError:
+    return InputError(
+        f"{who} cannot do the jobs", expected=f"neuroprior {__version__} in its environment", got=why,
+        next_step=f"install it there (pip install neuroprior=={__version__}); on SLURM, job_script_prologue can activate an environment",
+    )  # fmt: skip
 
 
 @dataclass
@@ -74,6 +107,7 @@ class OnDask:
         cluster: closed at the end; None for a cluster of somebody else.
         wanted: workers that the cluster was asked for.
         scale: asks for them again.
+        unable: address of each worker that was asked -> why it cannot do the jobs, or "".
     """
 
     function: Callable[..., Any]
@@ -84,6 +118,7 @@ class OnDask:
     given: dict[str, _Given] = field(default_factory=dict)
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
+    unable: dict[str, str] = field(default_factory=dict)
     tries: int = 0
 
     def __post_init__(self) -> None:
@@ -106,6 +141,7 @@ class OnDask:
             return
         try:
             self.workers = dict(self.client.scheduler_info(n_workers=-1)["workers"])
+            self._meet([worker for worker in self.workers if worker not in self.unable])
         except (OSError, TimeoutError, CommClosedError) as error:
             raise InputError(
                 "the Dask scheduler is gone", got=str(error).splitlines()[0] if str(error) else type(error).__name__,
@@ -124,11 +160,32 @@ class OnDask:
             logger.warning("waiting for workers: none%s is there%s", f" of {self.wanted}" if self.wanted else "", aside)
             self._tell_at = clock + TOLD_EVERY_S
 
+    def _meet(self, new: list[str]) -> None:
+        """Ask workers whether they can do the jobs before they get one: a worker without this package closes over what it cannot read.
+
+        Raises:
+            InputError: there are workers, and none of them can.
+        """
+        if new:
+            self.unable.update(dict.fromkeys(new, ""))
+            with contextlib.suppress(TimeoutError):  # whoever does not answer gets a job, and its clock
+                asked = _asks(self.function, __version__)
+                told = self.client.run(asked, workers=new, on_error="return", callback_timeout=ANSWERS_WITHIN_S)
+                # an OSError is of a worker that has gone meanwhile
+                self.unable.update({worker: "" if isinstance(why, OSError) else str(why) for worker, why in told.items()})
+        why = [self.unable[worker] for worker in self.workers if self.unable[worker]]
+        if why and len(why) == len(self.workers):
+            raise _unable("the only Dask worker" if len(why) == 1 else f"each of the {len(why)} Dask workers", why[0])
+        for worker in new:
+            if self.unable[worker]:
+                logger.warning("%s gets no jobs: %s", worker, self.unable[worker])
+
     def _usable(self) -> list[str]:
         self.stuck &= set(self.workers)
         return [
-            w for w, told in self.workers.items() if told.get("status", "running") != "closing_gracefully" and w not in self.stuck
-        ]
+            worker for worker, told in self.workers.items()
+            if told.get("status", "running") != "closing_gracefully" and worker not in self.stuck and not self.unable[worker]
+        ]  # fmt: skip
 
     def room(self, budget: Budget) -> Budget:
         """As many jobs as there are workers, within the workers' own limits of memory where nothing else was said."""
@@ -277,6 +334,27 @@ def _distributed() -> Any:
     return distributed
 
 
+def local_cluster(workers: int, **settings: Any) -> Any:
+    """A Dask cluster on this machine: ``workers`` processes of one thread, no dashboard. Any number of them can run at the same time.
+
+    Args:
+        workers: how many.
+        settings: further arguments of ``distributed.LocalCluster``.
+
+    Raises:
+        MissingDependency: dask is not installed.
+    """
+    return _distributed().LocalCluster(
+        **{
+            "n_workers": workers,
+            "threads_per_worker": 1,
+            "dashboard_address": None,
+            "scheduler_kwargs": dict(NO_PAGE),
+            **settings,
+        }
+    )
+
+
 def dask_cluster(function: Callable[..., Any], address: str, workers: int) -> tuple[OnDask, int]:
     """A pool on a running Dask cluster (its address, or the file that its scheduler wrote), or on one started here (``local``).
 
@@ -284,12 +362,12 @@ def dask_cluster(function: Callable[..., Any], address: str, workers: int) -> tu
         The pool, and how many jobs it takes at once.
 
     Raises:
-        InputError: nobody answers at the address.
+        InputError: nobody answers at the address, or whoever does lacks this package.
         MissingDependency: dask is not installed.
     """
     distributed = _distributed()
     if address == "local":
-        cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        cluster = local_cluster(workers)
         return OnDask(function, distributed.Client(cluster), cluster, wanted=workers), workers
     try:
         if Path(address).is_file():
@@ -301,6 +379,10 @@ def dask_cluster(function: Callable[..., Any], address: str, workers: int) -> tu
             "no Dask scheduler answers", expected="an address such as tcp://10.0.0.1:8786, or a scheduler file",
             got=f"{address}: {error}", next_step="start one: dask scheduler; dask worker ADDRESS",
         ) from None  # fmt: skip
+    why = client.run_on_scheduler(_asks(function, None))
+    if why:
+        client.close()
+        raise _unable("the Dask scheduler", why)
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     if not workers:
         client.close()
@@ -335,6 +417,7 @@ def slurm_cluster(settings: Path) -> tuple[Any, int, int]:
     import yaml
 
     try:
+        import dask.config
         from dask_jobqueue import SLURMCluster
     except ImportError:
         raise MissingDependency("SLURM needs dask-jobqueue", next_step="pip install 'neuroprior[cluster]'") from None
@@ -357,7 +440,16 @@ def slurm_cluster(settings: Path) -> tuple[Any, int, int]:
         raise ConfigError(
             "unknown SLURM settings", file=settings, expected=suggestion(strange[0], sorted(known)), got=", ".join(strange)
         )
-    given = {"processes": 1, **given}
+    options = given.get("scheduler_options") or dask.config.get(
+        f"jobqueue.{given.get('config_name') or 'slurm'}.scheduler-options", {}
+    )
+    if not isinstance(options, dict):
+        raise ConfigError(
+            "impossible SLURM settings", file=settings, expected="scheduler_options: names and values", got=repr(options)
+        )
+    if not options.get("dashboard_address"):  # whoever wants the dashboard says where
+        options = {**options, **NO_PAGE}
+    given = {"processes": 1, **given, "scheduler_options": options}
     try:
         return SLURMCluster(**given), jobs, jobs * int(given["processes"])
     except (TypeError, ValueError) as error:

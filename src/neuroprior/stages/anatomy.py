@@ -259,9 +259,11 @@ def _clear(parts: Path) -> None:
 def _run(function: Any, arguments: list[tuple[Any, ...]], workers: int, scheduler: str) -> Any:
     """(place, row) of each candidate as it is done."""
     if scheduler == "dask":
-        from distributed import Client, LocalCluster, as_completed
+        from distributed import Client, as_completed
 
-        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        from ..engine import clusters
+
+        with clusters.local_cluster(workers) as cluster, Client(cluster) as client:
             futures = [client.submit(function, *args, pure=False) for args in arguments]
             for future in as_completed(futures):
                 yield future.result()
