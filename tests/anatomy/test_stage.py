@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import neuroprior
-from neuroprior.anatomy import FAILED, MISSING, OK, synthseg
+from neuroprior.anatomy import FAILED, MISSING, OK, Anatomy, Candidate, labelmap, synthseg
 from neuroprior.core.errors import ConfigError
 from neuroprior.core.records import BAD
 from neuroprior.stages.anatomy import anatomy
@@ -204,17 +204,73 @@ def test_killed_and_started_again_gives_the_same_table(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(table(out)[columns], table(tmp_path / "whole.parquet")[columns])
 
 
-def test_two_processes_and_dask_give_the_same_table(tmp_path: Path, run_cli: Run) -> None:
+@pytest.mark.slow
+def test_processes_dask_and_slurm_give_the_same_table(tmp_path: Path, run_cli: Run, stub_slurm: Callable[[str], Path]) -> None:
     scans = made.people(tmp_path, 5)
     folder = made.label_maps(scans, tmp_path / "maps")
     index = made.index(scans, tmp_path)
     anatomy(index, out=tmp_path / "one.parquet", files=folder, workers=1)
-    for name, options in (("two", ["--workers", "2"]), ("dask", ["--workers", "1", "--scheduler", "dask"])):
+    ways = {
+        "two": ["--workers", "2"],
+        "dask": ["--workers", "1", "--scheduler", "local"],
+        "slurm": ["--slurm", stub_slurm("300s")],
+    }
+    for name, options in ways.items():
         out = tmp_path / f"{name}.parquet"
         done = run_cli("anatomy", index, "--out", out, "--files", folder, *options)
         assert done.returncode == 0, done.stderr
         assert "5 subjects with 4 regional volumes (labelmap), 0 without" in done.stdout
         pd.testing.assert_frame_equal(table(out), table(tmp_path / "one.parquet"))
+    assert list(tmp_path.glob("script-*")), "nothing was submitted"
+
+
+def test_one_scan_that_ends_badly_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a row with its reason, and the next command tries it again."""
+    scans = made.people(tmp_path, 3)
+    folder = made.label_maps(scans, tmp_path / "maps")
+    index, out = made.index(scans, tmp_path), tmp_path / "a.parquet"
+    measure = labelmap.measure
+
+    def bad(candidate: Candidate, config: labelmap.Config) -> Anatomy:
+        if "sub-00" in str(candidate.path):
+            raise MemoryError
+        if "sub-01" in str(candidate.path):
+            raise ZeroDivisionError("a bug")
+        return measure(candidate, config)
+
+    monkeypatch.setattr(labelmap, "measure", bad)
+    summary = anatomy(index, out=out, files=folder, workers=1)
+    assert (summary.ok, summary.failed) == (1, 2)
+    reasons = table(out)["reason"]
+    assert "out of memory" in reasons["made/sub-00_T1w"]
+    assert "ZeroDivisionError: a bug (test_stage.py, line" in reasons["made/sub-01_T1w"]
+    monkeypatch.setattr(labelmap, "measure", measure)
+    again = anatomy(index, out=out, files=folder, workers=1)
+    assert (again.ok, again.failed, again.reused) == (3, 0, 1)
+
+
+def test_a_file_that_never_answers_is_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scans = made.people(tmp_path, 4)
+    folder = made.label_maps(scans, tmp_path / "maps")
+    hanging = next(path for path in folder.iterdir() if "sub-02" in path.name)
+    kept = hanging.read_bytes()
+    index, out = made.index(scans, tmp_path), tmp_path / "a.parquet"
+    hanging.unlink()
+    os.mkfifo(hanging)
+    summary = anatomy(index, out=out, files=folder, workers=2, timeout=3)
+    assert (summary.ok, summary.failed) == (3, 1)
+    assert "it was not done after 3 s" in table(out).loc["made/sub-02_T1w", "reason"]
+    assert "it is tried once more, alone" in caplog.text
+    hanging.unlink()
+    hanging.write_bytes(kept)
+    again = anatomy(index, out=out, files=folder, workers=2)
+    assert (again.ok, again.failed, again.reused) == (4, 0, 3)
+
+
+def test_one_cluster_is_named(tmp_path: Path) -> None:
+    scans = made.people(tmp_path, 1)
+    with pytest.raises(ConfigError, match="both --scheduler and --slurm"):
+        anatomy(made.index(scans, tmp_path), out=tmp_path / "a.parquet", scheduler="local", slurm=tmp_path / "slurm.yml")
 
 
 def test_the_verb_stays_a_function_when_the_shelf_is_imported() -> None:

@@ -23,6 +23,7 @@ from neuroprior.core.volume import Volume
 from neuroprior.data import building, foretelling, preparing
 from neuroprior.data.index import check_scan, read_index, write_index
 from neuroprior.data.store import Store, session_file
+from neuroprior.engine.pools import Where
 from neuroprior.stages.prepare import prepare
 from neuroprior.stages.store import store
 
@@ -301,9 +302,9 @@ def test_a_dry_run_estimates_disk_and_time(tmp_path: Path, index_file: Path) -> 
     ]
     many = write_index(scans, tmp_path / "index.parquet")
     spec, config = building.ConformSpec(spacing_mm=3.0, order=3), preparing.PrepareConfig()
-    told = foretelling.estimate(many, spec, config, building.Where(workers=1))
+    told = foretelling.estimate(many, spec, config, Where(workers=1))
     began = time.process_time()
-    built = building.build(many, tmp_path / "store", spec, config, building.Where(workers=1))
+    built = building.build(many, tmp_path / "store", spec, config, Where(workers=1))
     spent = time.process_time() - began
     assert told.sessions == built.sessions and told.scans == built.scans
     assert told.megabytes == pytest.approx(built.megabytes, rel=0.25)

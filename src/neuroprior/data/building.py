@@ -23,8 +23,9 @@ from ..core.conforming import ConformSpec
 from ..core.contrasts import UNKNOWN
 from ..core.errors import ArtifactError, InputError
 from ..core.records import BAD
-from ..engine import clusters, jobs
-from ..engine.memory import WORKER_MB, granted_memory_mb
+from ..engine import jobs, pools
+from ..engine.memory import WORKER_MB
+from ..engine.pools import Where
 from . import sessions
 from .preparing import PrepareConfig, lacking, memory_mb, prepare_session, unchanged
 from .rows import INDEX, Rows, there
@@ -37,25 +38,6 @@ logger = logging.getLogger(__name__)
 
 TOLD = 20
 """Notes and reasons that are shown; all of them are in the tables."""
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where sessions are prepared.
-
-    Attributes:
-        workers: processes; None for as many as cores are granted, 1 without a time limit for this process alone.
-        memory_mb: for all together; None for nine tenths of what is free, or on a cluster for all that its workers may take.
-        timeout_s: for one session; None for none.
-        scheduler: address or scheduler file of a running Dask cluster, ``local`` for one started here, or None.
-        slurm: YAML file of a cluster that SLURM starts, or None.
-    """
-
-    workers: int | None = None
-    memory_mb: float | None = None
-    timeout_s: float | None = None
-    scheduler: str | None = None
-    slurm: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -224,7 +206,7 @@ def work(
     quarantined: set[str] = set()
     if not todo:
         return failures, quarantined
-    pool, budget = _pool(where, len(todo))
+    pool, budget = pools.pool(prepare_session, where)
     spec, config = how
 
     def one(key: str) -> jobs.Job:
@@ -244,20 +226,6 @@ def work(
     if len(failures) > TOLD:
         logger.error("... and %d more sessions, with their reasons in scans.parquet", len(failures) - TOLD)
     return failures, quarantined
-
-
-def _pool(where: Where, n: int) -> tuple[jobs.Pool, jobs.Budget]:
-    memory = where.memory_mb
-    if where.slurm is not None:
-        pool, workers = clusters.slurm(prepare_session, where.slurm)
-        return pool, jobs.Budget(workers, memory or float("inf"), where.timeout_s)
-    workers = where.workers or len(os.sched_getaffinity(0))
-    if where.scheduler is not None:
-        pool, workers = clusters.dask_cluster(prepare_session, where.scheduler, workers)
-        return pool, jobs.Budget(workers, memory or float("inf"), where.timeout_s)
-    budget = jobs.Budget(workers, memory or 0.9 * granted_memory_mb(), where.timeout_s)
-    here = where.workers == 1 and where.timeout_s is None  # what hangs in this process cannot be stopped
-    return (jobs.Here(prepare_session) if here else jobs.Processes(prepare_session)), budget
 
 
 def finish(

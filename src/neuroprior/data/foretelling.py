@@ -17,7 +17,8 @@ from ..core.errors import InputError
 from ..core.records import Scan
 from ..engine import jobs
 from ..engine.memory import WORKER_MB, granted_memory_mb
-from .building import Where, described, same_settings, to_prepare
+from ..engine.pools import Where
+from .building import described, same_settings, to_prepare
 from .preparing import PrepareConfig, conformed_voxels, memory_mb, prepare_session
 from .rows import Rows
 from .sessions import session_file

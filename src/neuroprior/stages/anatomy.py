@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..anatomy import Candidate
+    from ..engine.pools import Where
 
 logger = logging.getLogger(__name__)
+
+FEW = 4
+"""Fewer scans than this are measured in this process: starting others takes longer."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ def anatomy(
     files: Path | None = None,
     set: list[str] | None = None,
     workers: int | None = None,
-    scheduler: str = "processes",
+    timeout: float = 3600,
+    scheduler: str | None = None,
+    slurm: Path | None = None,
     dry_run: bool = False,
 ) -> AnatomySummary:
     """Collect every subject's regional volumes: the prior that the anatomy half is taught.
@@ -73,8 +79,10 @@ def anatomy(
         out: the table; rows of unchanged files are kept, an interrupted run is resumed.
         files: where a tool left its results: SynthSeg's table or a folder of its maps, FreeSurfer's SUBJECTS_DIR, a folder of label maps.
         set: a setting of the source (units=ml) or of the checks (quality.icv_low_ml=600); may be given several times.
-        workers: processes; by default as many as cores are granted.
-        scheduler: "processes", or "dask" for a local Dask cluster.
+        workers: processes; by default as many as cores are granted; 1 works in this process, as do fewer than 4 scans.
+        timeout: seconds for one scan in a process of its own; one that takes longer twice is failed with its reason. 0 for none.
+        scheduler: address or scheduler file of a running Dask cluster, or "local" for one started here.
+        slurm: YAML file with the arguments of a cluster that SLURM starts.
         dry_run: only say what there is to measure.
 
     Returns:
@@ -90,12 +98,12 @@ def anatomy(
     from ..anatomy import FAILED, MISSING, OK
     from ..core import artifacts, shelf
     from ..core.config import override, parse
-    from ..core.errors import ConfigError, InputError
+    from ..core.errors import InputError
     from ..data.anatomy import Quality, choose, judge, write_anatomy
     from ..data.index import read_index
+    from ..engine.pools import Where
 
-    if scheduler not in ("processes", "dask"):
-        raise ConfigError(f"unknown --scheduler {scheduler!r}", expected="processes or dask")
+    where = Where(workers, None, timeout if timeout > 0 else None, scheduler, slurm)
     module = shelf.load("anatomy", source)
     settings = override({}, set or [])
     quality = parse(Quality, settings.pop("quality", {}))
@@ -104,7 +112,6 @@ def anatomy(
     if not scans:
         raise InputError("the index holds no scan", file=index)
     candidates = _candidates(module, scans, files, config)
-    workers = workers or len(os.sched_getaffinity(0))
     hashes = [_inputs_sha256(candidate, source, module.VERSION, config) for candidate in candidates]
     parts = out.with_name(out.stem + ".parts")
     known = _known(out, parts)
@@ -127,10 +134,10 @@ def anatomy(
         return AnatomySummary(out, source, 0, 0, missing, 0, subjects, 0, reused, None, {})
     if reused and todo:
         logger.info("resuming: %d of %d scans are there", reused, reused + len(todo))
-    arguments = [(i, source, candidates[i], config, hashes[i], parts) for i in todo]
-    with Progress(disable=len(arguments) < 2) as progress:
-        bar = progress.add_task("measuring anatomy", total=len(arguments))
-        for i, found in _run(measure_one, arguments, workers, scheduler):
+    with Progress(disable=len(todo) < 2) as progress:
+        bar = progress.add_task("measuring anatomy", total=len(todo))
+        jobs = {i: (source, candidates[i], config, hashes[i], parts.absolute()) for i in todo}
+        for i, found in _run(jobs, where) if jobs else ():
             rows[i] = {**_row(candidates[i], source, hashes[i]), **found}
             progress.advance(bar)
 
@@ -152,19 +159,18 @@ def anatomy(
     )  # fmt: skip
 
 
-def measure_one(i: int, source: str, candidate: Candidate, config: Any, sha256: str, parts: Path) -> tuple[int, dict[str, Any]]:
+def measure_one(source: str, candidate: Candidate, config: Any, sha256: str, parts: Path) -> dict[str, Any]:
     """Measure one candidate and write what was found into ``parts``, so that an interrupted run keeps it.
 
     Args:
-        i: its place in the table, handed back.
         source: name on the shelf.
         candidate: what to measure.
         config: the source's settings.
         sha256: of what the figures depend on.
-        parts: folder of finished rows.
+        parts: folder of finished rows, seen by all machines.
 
     Returns:
-        The place, and the row's ``volumes``, ``icv_ml``, ``provenance``, ``notes``, ``status`` and ``reason``.
+        The row's ``volumes``, ``icv_ml``, ``provenance``, ``notes``, ``status`` and ``reason``.
     """
     from ..anatomy import FAILED
     from ..core import artifacts, shelf
@@ -174,20 +180,16 @@ def measure_one(i: int, source: str, candidate: Candidate, config: Any, sha256: 
         found = shelf.load("anatomy", source).measure(candidate, config)
     except InputError as error:
         row = {"status": FAILED, "reason": error.reason}
-    except MemoryError:
-        return i, {"status": FAILED, "reason": "out of memory: run it with one worker", "inputs_sha256": ""}
     else:
         provenance = {**found.provenance, "absent_ml": found.absent_ml}
         row = {"volumes": dict(found.volumes_ml), "icv_ml": found.icv_ml, "provenance": provenance, "notes": list(found.notes)}
     if not candidate.given:  # what stands in a table is read again faster than it is kept
         artifacts.write_json(parts / f"{sha256}.json", row)
-    return i, row
+    return row
 
 
 def _candidates(module: Any, scans: list[Any], files: Path | None, config: Any) -> list[Any]:
     """The source's candidates; scans that the index calls bad are failed with its reason, and never measured."""
-    from dataclasses import replace
-
     from ..anatomy import FAILED
     from ..core.records import BAD
 
@@ -256,32 +258,21 @@ def _clear(parts: Path) -> None:
     shutil.rmtree(parts, ignore_errors=True)
 
 
-def _run(function: Any, arguments: list[tuple[Any, ...]], workers: int, scheduler: str) -> Any:
-    """(place, row) of each candidate as it is done."""
-    if scheduler == "dask":
-        from distributed import Client, as_completed
+def _run(arguments: dict[int, tuple[Any, ...]], where: Where) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(place, row) of each candidate as it is done. One that killed its worker, hung or met a bug is failed, and tried again by the next command."""
+    from ..anatomy import FAILED
+    from ..engine import jobs, pools
+    from ..engine.pools import Where
 
-        from ..engine import clusters
-
-        with clusters.local_cluster(workers) as cluster, Client(cluster) as client:
-            futures = [client.submit(function, *args, pure=False) for args in arguments]
-            for future in as_completed(futures):
-                yield future.result()
-    elif workers == 1 or len(arguments) < 4 or arguments[0][2].given:
-        for args in arguments:
-            yield function(*args)
-    else:
-        from concurrent.futures import ProcessPoolExecutor, as_completed
-
-        from ..core import processes
-
-        with ProcessPoolExecutor(workers, mp_context=processes.context()) as pool:
-            try:
-                for future in as_completed([pool.submit(function, *args) for args in arguments]):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+    given = any(candidate.given for _, candidate, *_ in arguments.values())
+    few = where.scheduler is None and where.slurm is None and (where.workers == 1 or len(arguments) < FEW)
+    if given or few:
+        where = Where(workers=1)
+    pool, budget = pools.pool(measure_one, where)
+    names = {f"{candidate.scan or candidate.path} ({i + 1})": i for i, (_, candidate, *_) in arguments.items()}
+    for outcome in jobs.run(pool, (jobs.Job(name, arguments[i]) for name, i in names.items()), budget):
+        failed = {"status": FAILED, "reason": outcome.error, "inputs_sha256": ""}
+        yield names[outcome.name], failed if outcome.error is not None else outcome.value
 
 
 def _commonest(reasons: list[str], most: int = 5) -> dict[str, int]:

@@ -104,17 +104,17 @@ def prepare(
     from ..core.conforming import ConformSpec
     from ..core.errors import ConfigError
     from ..data.brain_masks import check_command
-    from ..data.building import Where, build
+    from ..data.building import build
     from ..data.foretelling import estimate
     from ..data.preparing import PrepareConfig
     from ..data.remote import Outbox
+    from ..engine.pools import Where
 
     try:
         spacing_mm: float | str = spacing if spacing == "native" else float(spacing)
     except ValueError:
         raise ConfigError(f"cannot read --spacing {spacing!r}", expected="a number of mm, or native") from None
-    if scheduler is not None and slurm is not None:
-        raise ConfigError("both --scheduler and --slurm are given", expected="one of them")
+    where = Where(workers, memory, timeout if timeout > 0 else None, scheduler, slurm)
     told = {"spacing_mm": spacing_mm, "crop": crop, "normalise": normalise, "order": order, "antialias": antialias}
     spec = parse(ConformSpec, told)
     config = parse(PrepareConfig, {"dtype": dtype, "mask": mask, "bias": bias, "align": align})
@@ -123,12 +123,11 @@ def prepare(
     if config.bias == "n4":
         need_n4("--bias n4")
     folder = kept_for(str(out)) / "made" if is_address(out) else Path(out)
-    if folder != out and (slurm or scheduler not in (None, "local")) and not os.environ.get("NEUROPRIOR_CACHE"):
+    if folder != out and where.on_a_cluster and not os.environ.get("NEUROPRIOR_CACHE"):
         raise ConfigError(
             "the machines of a cluster must all see the folder in which the store is made before it is sent", got=str(folder),
             next_step="set NEUROPRIOR_CACHE to a folder on a disk that they share",
         )  # fmt: skip
-    where = Where(workers, memory, timeout if timeout > 0 else None, scheduler, slurm)
     if dry_run:
         told = estimate(index, spec, config, where, folder)
         logger.info(

@@ -87,7 +87,8 @@ def store(
     lines = [f"{name}: {what}" for name, many in found.items() for what in many]
     if action == "verify" or not found:
         return StoreSummary((*lines, f"{len(found)} damaged" if found else "every array is the one that was written"), found)
-    from ..data.building import Where, repair
+    from ..data.building import repair
+    from ..engine.pools import Where
 
     with Progress(transient=True) as bars:
         bar = bars.add_task("making sessions again", total=None)
