@@ -132,6 +132,26 @@ def test_the_cache_reads_only_what_has_changed_and_goes_on(heads: Path, tmp_path
         fingerprint.gather(paths, tmp_path / "y.parquet", progress=False)
 
 
+def test_a_file_that_ends_its_reader_is_named_and_read_again_another_time(
+    heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(path) for path in sorted(heads.rglob("*_T1w.nii.gz"))[:3]]
+    read = fingerprint.of_file
+
+    def bad(path: str) -> fingerprint.Fingerprint:
+        if path == paths[1]:
+            raise MemoryError
+        return read(path)
+
+    monkeypatch.setattr(fingerprint, "of_file", bad)
+    found = fingerprint.gather(paths, tmp_path / "prints.parquet", progress=False)
+    assert [found[path].vector is None for path in paths] == [False, True, False]
+    assert "out of memory" in found[paths[1]].reason
+    assert fingerprint.missing(paths, tmp_path / "prints.parquet") == [paths[1]]
+    monkeypatch.setattr(fingerprint, "of_file", read)
+    assert fingerprint.gather(paths, tmp_path / "prints.parquet", progress=False)[paths[1]].vector is not None
+
+
 def test_similar_rows_are_found_block_by_block() -> None:
     draw = np.random.default_rng(0)
     a = draw.normal(size=(50, 1485)).astype(np.float32)

@@ -6,22 +6,26 @@ when files were written, their size. From the voxels of a sample: the air around
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core import nifti, processes
+from ..core import nifti
 from ..core.errors import ArtifactError, InputError
 from ..core.headmask import head_mask
 from ..core.places import local
 from ..core.records import Scan
+from ..engine import jobs, pools
+from ..engine.pools import Where
 from ._permutation import basis, standardised
+
+logger = logging.getLogger(__name__)
 
 LEVELS = 24
 """Most frequent values of a category that get an indicator of their own."""
@@ -386,18 +390,17 @@ FROM_VOXELS = ("background", "skull", "intensity", "stored", "outline")
 
 
 def measure(paths: Sequence[str], *, workers: int = 1, progress: bool = True) -> list[dict[str, list[float | str]] | None]:
-    """:func:`facts` of many files, in their order."""
+    """:func:`facts` of many files, in their order; None too for one that killed its worker, which is told."""
     from rich.progress import track
 
     bar: dict[str, Any] = {"description": "voxel probes", "total": len(paths), "disable": not progress or len(paths) < 20}
-    if workers <= 1 or len(paths) < 20:
-        return [facts(path) for path in track(paths, **bar)]
-
-    def results() -> Iterator[dict[str, list[float | str]] | None]:
-        with ProcessPoolExecutor(workers, mp_context=processes.context()) as pool:
-            yield from pool.map(facts, paths, chunksize=2)
-
-    return list(track(results(), **bar))
+    pool, budget = pools.pool(facts, Where(workers if len(paths) >= 20 else 1))
+    found: dict[str, dict[str, list[float | str]] | None] = {}
+    for outcome in track(jobs.run(pool, (jobs.Job(path, (path,)) for path in dict.fromkeys(paths)), budget), **bar):
+        if outcome.error is not None:
+            logger.warning("%s: %s", outcome.name, outcome.error)
+        found[outcome.name] = outcome.value
+    return [found[path] for path in paths]
 
 
 def voxel_features(probe: str, found: Sequence[dict[str, list[float | str]]]) -> np.ndarray:

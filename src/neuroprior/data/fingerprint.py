@@ -16,20 +16,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core import artifacts, nifti, processes
+from ..core import artifacts, nifti
 from ..core.errors import ArtifactError, InputError
 from ..core.grids import canonical_grid, grid_of
 from ..core.headmask import head_mask
 from ..core.places import local
 from ..core.resampling import resample
 from ..core.volume import Volume
+from ..engine import jobs, pools
+from ..engine.pools import Where
 
 VERSION = 1
 """Version of hashes and vector; others are not compared with these."""
@@ -216,18 +217,20 @@ def gather(paths: Sequence[str], cache: Path, *, workers: int = 1, progress: boo
     folder = cache.with_name(cache.stem + ".parts")
     fresh: list[str] = []
     try:
-        for path, found in _compute(todo, workers, progress):
+        for path, found, lasting in _compute(todo, workers, progress):
             done[path] = found
-            fresh.append(path)
-            if len(fresh) % PART == 0:
+            if lasting:
+                fresh.append(path)
+            if lasting and len(fresh) % PART == 0:
                 _write({p: (stamps[p], done[p]) for p in fresh[-PART:]}, folder / f"{os.getpid()}-{len(fresh):09d}.parquet")
     except BaseException:
         rest = fresh[len(fresh) // PART * PART :]
         if rest:
             _write({p: (stamps[p], done[p]) for p in rest}, folder / f"{os.getpid()}-{len(fresh):09d}.parquet")
         raise
+    again = set(todo) - set(fresh)
     kept = {path: entry for path, entry in known.items() if path not in wanted}
-    _write(kept | {path: (stamps[path], done[path]) for path in wanted}, cache)
+    _write(kept | {path: (stamps[path], done[path]) for path in wanted if path not in again}, cache)
     if folder.is_dir():
         for part in folder.glob("*.parquet"):
             part.unlink(missing_ok=True)
@@ -241,22 +244,17 @@ def missing(paths: Sequence[str], cache: Path) -> list[str]:
     return [path for path in dict.fromkeys(paths) if path not in known or known[path][0] != _stamp(path)]
 
 
-def _compute(paths: Sequence[str], workers: int, progress: bool) -> Iterator[tuple[str, Fingerprint]]:
+def _compute(paths: Sequence[str], workers: int, progress: bool) -> Iterator[tuple[str, Fingerprint, bool]]:
+    """(path, fingerprint, whether it is to be kept): what killed its worker is read again another time."""
     from rich.progress import track
 
     bar: dict[str, Any] = {"description": "fingerprints", "total": len(paths), "disable": not progress or len(paths) < 20}
-    if workers <= 1 or len(paths) < 20:
-        for path in track(paths, **bar):
-            yield path, of_file(path)
-        return
-    with ProcessPoolExecutor(workers, mp_context=processes.context()) as pool:
-        futures = {pool.submit(of_file, path): path for path in paths}
-        try:
-            for future in track(as_completed(futures), **bar):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    pool, budget = pools.pool(of_file, Where(workers if len(paths) >= 20 else 1))
+    for outcome in track(jobs.run(pool, (jobs.Job(path, (path,)) for path in paths), budget), **bar):
+        if outcome.error is None:
+            yield outcome.name, outcome.value, True
+        else:
+            yield outcome.name, Fingerprint(None, None, None, None, outcome.error), False
 
 
 def _stamp(path: str) -> tuple[int, int]:
