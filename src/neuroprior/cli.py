@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .core import shelf
+from .core import ranks, shelf
 from .core.errors import NeuropriorError
 from .core.paths import accept_text
 from .core.places import is_address
@@ -183,7 +183,7 @@ def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
     """Run a stage; its result is printed, its exit code handed on."""
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     result = accept_text(function)(**values)
-    if result is not None:
+    if result is not None and ranks.is_first():
         click.echo(str(result))
     sys.exit(getattr(result, "exit_code", 0))
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from tests.commands import Commands
 
@@ -90,17 +96,92 @@ def test_pretrain_killed_anywhere_gives_the_same_trace(
     assert weights[0] == weights[1]
 
 
-def test_two_gloo_processes_equal_one_with_twice_the_batch(store_path: Path, tmp_path: Path, run_cli: Run) -> None:
-    for name, devices, batch in (("one", 1, 2), ("two", 2, 1)):
-        done = run_cli(
-            "pretrain", store_path, "--out", tmp_path / name, *SMALL, "--set", "training.steps=6", "--set", f"training.devices={devices}",
-            "--set", f"training.batch={batch}",
-        )  # fmt: skip
+def started(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """The command in a session of its own, so that a signal can be sent to all of its processes, as SLURM does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "neuroprior", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def until_it_steps(process: subprocess.Popen[str], run: Path, steps: int = 3) -> None:
+    end = time.monotonic() + 120
+    while not (run / "events.jsonl").exists() or (run / "events.jsonl").read_text().count('"step"') < steps:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
+        time.sleep(0.05)
+
+
+def traced(run: Path) -> list[dict[str, Any]]:
+    return [event for event in events.read(run / "events.jsonl") if event["event"] == "step"]
+
+
+@pytest.mark.slow
+def test_processes_of_lightning_and_of_srun_equal_one_with_twice_the_batch(
+    store_path: Path, tmp_path: Path, run_cli: Run
+) -> None:
+    six = [*SMALL, "--set", "training.steps=6"]
+    two = [*six, "--set", "training.devices=2", "--set", "training.batch=1"]
+    for name, options in (("one", six), ("two", two)):
+        done = run_cli("pretrain", store_path, "--out", tmp_path / name, *options)
         assert done.returncode == 0, done.stderr
-    one, two = (
-        [event for event in events.read(tmp_path / name / "events.jsonl") if event["event"] == "step"] for name in ("one", "two")
-    )
-    assert [e["step"] for e in one] == [e["step"] for e in two] == list(range(1, 7))
-    for a, b in zip(one, two, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
-    assert json.loads((tmp_path / "two/ledger.json").read_text())["processes"] == 2
+        assert done.stdout.count("complete after 6 steps") == 1, "the second process is quiet"
+        assert done.stderr.count("6 steps of") == 1
+    step = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_NODEID": "0"}
+    place = {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_NAME": "brains", "MASTER_PORT": str(free_port())}
+    tasks = [
+        started("pretrain", store_path, "--out", tmp_path / "srun", *two, **step, **place, SLURM_PROCID=n, SLURM_LOCALID=n)
+        for n in "01"
+    ]
+    said = [task.communicate(timeout=180) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert [out.count("complete after 6 steps") for out, _ in said] == [1, 0]
+    one = traced(tmp_path / "one")
+    for name in ("two", "srun"):
+        found = traced(tmp_path / name)
+        assert [e["step"] for e in one] == [e["step"] for e in found] == list(range(1, 7))
+        for a, b in zip(one, found, strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert json.loads((tmp_path / name / "ledger.json").read_text())["processes"] == 2
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_every_process_of_a_job_ends_a_run_that_can_go_on(name: str, store_path: Path, tmp_path: Path) -> None:
+    """SLURM sends SIGTERM at the end of a job's time, and what ``--signal`` asks for before, to the loader's workers too."""
+    arguments = [
+        "pretrain",
+        store_path,
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--set",
+        "training.steps=5000",
+        "--set",
+        "training.workers=2",
+    ]
+    process = started(*arguments)
+    until_it_steps(process, tmp_path / "run")
+    os.killpg(process.pid, getattr(signal, name))
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert f"{name}: stopped after step" in said and "Traceback" not in said
+    steps = [event["step"] for event in traced(tmp_path / "run")]
+    assert steps == list(range(1, len(steps) + 1)) and f"stopped after {len(steps)} steps" in out
+    assert (tmp_path / f"run/state/step-{len(steps):08d}.pt").exists()
+    end = time.monotonic() + 20
+    while left := [p for p in psutil.process_iter(["status"]) if _group(p.pid) == process.pid and p.info["status"] != "zombie"]:
+        assert time.monotonic() < end, f"left behind: {left}"
+        time.sleep(0.1)
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1

@@ -7,10 +7,13 @@ call lies in this package, so they need no main module.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pickle import PicklingError
 from typing import Any
@@ -47,4 +50,18 @@ class Context(SpawnContext):
 
 def context() -> SpawnContext:
     """For a pool of processes, a pipe or a data loader's ``multiprocessing_context``."""
+    _start_tracker()
     return Context()
+
+
+def _start_tracker() -> None:
+    """Start multiprocessing's resource tracker so that it ignores what SLURM sends to all processes of a job, as it does what a terminal sends."""
+    names = [name for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+    if not names or threading.current_thread() is not threading.main_thread():
+        return
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in names}
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)

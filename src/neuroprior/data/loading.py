@@ -7,12 +7,16 @@ wrong with a sample (an error, a worker that dies, a disk that hangs) is an erro
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import queue
 import re
+import signal
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +36,7 @@ PREFETCH = 3
 AHEAD = 2
 """... that the thread does, where there are no workers."""
 ENDS_WITHIN_S = 5.0
-"""Seconds that the thread has to end when no more batches are wanted: it is at most in the middle of one."""
+"""Seconds that the thread, or a killed worker, has to end when no more batches are wanted: it is at most in the middle of one."""
 
 
 class BatchNumbers:
@@ -141,6 +145,27 @@ class _Batches(Dataset[Any]):
         return ", ".join(found[:8])
 
 
+_WORKERS: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Every loader worker that was started."""
+
+
+def _deaf(_: int) -> None:
+    """In a worker: whether a signal ends the training is decided by the training process, and SLURM, a shell's Ctrl-C and ``timeout`` send theirs to all."""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Kill what is left of them before this process ends: a worker that waits for a disk would be waited for."""
+    for worker in list(_WORKERS):
+        if worker.is_alive():
+            with contextlib.suppress(RuntimeError):  # torch tells of the death, where it has not let go of them yet
+                worker.kill()
+                worker.join(ENDS_WITHIN_S)
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -219,9 +244,13 @@ class Loader:
         loader = DataLoader(
             self._batches, batch_sampler=self._numbers, num_workers=self._workers, collate_fn=_as_it_is, pin_memory=self._pin_memory,
             persistent_workers=False, multiprocessing_context=processes.context(), timeout=self._timeout_s, prefetch_factor=PREFETCH,
+            worker_init_fn=_deaf,
         )  # fmt: skip
+        before = set(multiprocessing.active_children())
+        batches = iter(loader)
+        _WORKERS.update(set(multiprocessing.active_children()) - before)
         try:
-            yield from loader
+            yield from batches
         except RuntimeError as error:
             told = str(error)
             if "exited unexpectedly" in told or "is killed by signal" in told:

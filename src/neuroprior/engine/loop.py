@@ -34,8 +34,8 @@ from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""Signals on which a run saves its state and ends."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""Signals on which a run saves its state and ends; the last two are what SLURM is asked to send before the time is over."""
 
 STOP_FILE = "STOP"
 """A file of this name in the run folder does the same; it is removed when it is obeyed."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,10 +30,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as lightning
+import torch
 import yaml
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import nn
 
-from ..core import artifacts
+from ..core import artifacts, ranks
 from ..core.errors import ConfigError
 from .allocator import keep_freed_memory
 from .device import device_of, kept_bytes, set_factors, set_layout, set_recompute, takes_bf16, tune_convolutions
@@ -117,7 +118,7 @@ def train(
     if config.phases and group_of is None:
         raise ConfigError("training.phases belong to fine-tuning: this run has no named groups of parameters")
     resolved = dict(recipe) | {"training": config.model_dump(mode="json")}
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    group, first = ranks.join(config.devices), ranks.is_first()
     if artifacts.is_complete(run):
         refuse_other(run, resolved)
         marker = artifacts.read_json(run / artifacts.MARKER)
@@ -133,9 +134,12 @@ def train(
             else:
                 artifacts.write_text(run / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
             artifacts.write_json(run / "environment.json", artifacts.provenance("train"))
+        elif (run / "recipe.yaml").exists():
+            refuse_other(run, resolved)  # nobody waits for a process that has refused
         set_recompute(module, config.recompute)
         state = load_state(run)
         loop = Loop(module, config, run, loader, save_model, validate, panels, observe, state, group_of, kept)
+        _see_gpus(config, group)
         cpu = config.accelerator != "gpu" and device_of(config).type == "cpu"  # without a GPU "gpu" is Lightning's to refuse
         if cpu:
             keep_freed_memory(kept_bytes(module))
@@ -150,7 +154,8 @@ def train(
             strategy = DDPStrategy(process_group_backend="gloo" if cpu else "nccl", find_unused_parameters=True)
         with _quiet_lightning():
             trainer = lightning.Trainer(
-                accelerator="cpu" if cpu else "gpu", devices=config.devices, strategy=strategy,
+                accelerator="cpu" if cpu else "gpu", devices=group.per_node, num_nodes=group.nodes, strategy=strategy,
+                plugins=None if TorchElasticEnvironment.detect() else [LightningEnvironment()],
                 precision="bf16-mixed" if bf16 else "32-true",
                 max_steps=config.steps - loop.start, max_epochs=-1, accumulate_grad_batches=config.accumulate,
                 logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Errors()],
@@ -168,6 +173,19 @@ def train(
             loop.finish_without_steps()
         status: Literal["complete", "stopped"] = "complete" if loop.over else "stopped"
         return TrainingResult(run, status, loop.step, loop.ended or "steps")
+
+
+def _see_gpus(config: TrainingConfig, group: ranks.Group) -> None:
+    """Refuse to begin where SLURM hides the others' GPUs from a process, which Lightning would ask for by their numbers.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if config.devices > 1 and device_of(config).type == "cuda" and torch.cuda.device_count() < group.per_node:
+        raise ConfigError(
+            "a process does not see the GPUs of its machine", expected=f"{group.per_node}", got=f"{torch.cuda.device_count()}",
+            next_step="ask SLURM for --gpus-per-node instead of --gpus-per-task, or for --gpu-bind=none",
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -200,6 +218,9 @@ class _quiet_lightning:
         warnings.filterwarnings("ignore", message=".*Trainer.fit` stopped.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        warnings.filterwarnings(
+            "ignore", message=".*Grad strides do not match bucket view.*"
+        )  # copied on the way to other processes
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # batch norms of a pretrained net
 
     def __exit__(self, *error: object) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import copy
 import gc
 import logging
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..core import ranks
 from ..core.config import read_yaml
 from ..core.errors import ConfigError
 from . import optimisers
@@ -167,12 +167,13 @@ def fitted(
     Raises:
         ConfigError: nothing fits; the least that a step takes is told.
     """
+    ranks.join(config.devices)
     limit, begun = limit_of(asked, config), run / "recipe.yaml"
     effective = config.batch * config.accumulate
     if begun.exists():
         earlier = read_yaml(begun).get("training") or {}
         if earlier.get("batch", 0) * earlier.get("accumulate", 0) == effective:
-            if int(os.environ.get("LOCAL_RANK", "0")):  # the first process of the machine has chosen
+            if not ranks.is_first():  # the first has chosen
                 return config.model_copy(update={name: earlier[name] for name in ("batch", "accumulate", "recompute")})
             couples = earlier["batch"]
     found = made(couples)

@@ -45,7 +45,7 @@ def pretrain(
     """
     import torch
 
-    from ..core import seeds
+    from ..core import ranks, seeds
     from ..core.errors import ConfigError
     from ..data.loading import make_loader
     from ..data.pairs import PairDataset, collate_pairs
@@ -59,6 +59,7 @@ def pretrain(
     settings = read_recipe(recipe, set or [])
     opened = Store.open(store)
     config = settings.training
+    ranks.join(config.devices)
     summary = opened.data_summary()
     vectors = _vectors(settings, opened, anatomy)
     dimension = len(next(iter(vectors.values()))) if vectors else 0

@@ -7,7 +7,6 @@ Answers are taken on the store's grid, through the same windows as a prediction.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core import seeds
+from ..core import ranks, seeds
 from ..core.errors import InputError
 from ..core.volume import spacing_mm
 from ..data.cases import Case, class_numbers, mapped_labels
@@ -289,7 +288,7 @@ def calibrate(
     Returns:
         What was stored; None where the cases are too few or of one class only, which is told.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not ranks.is_first():
         return None  # one process of a run on several devices is enough
     before = calibrating.read(folder)
     if before is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..core import artifacts, seeds, shelf
+from ..core import artifacts, ranks, seeds, shelf
 from ..core.config import read_yaml
 from ..core.errors import ConfigError
 from ..core.representation import Representation
@@ -95,6 +95,7 @@ def fine_tune(
             f"the strategy {strategy!r} needs pretrained weights", expected="--from MODEL", got="--from scratch",
             next_step="leave --strategy out, or give a model folder",
         )  # fmt: skip
+    ranks.join(config.training.devices)
     scratch = source == "scratch" or strategy == "scratch"
     lineage: list[dict[str, Any]] = []
     torch.manual_seed(seeds.entropy(seed, "initialisation") % 2**63)  # the only use of the global generator: initial weights
