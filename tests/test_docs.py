@@ -69,6 +69,38 @@ def test_the_page_on_reading_datasets_runs(tmp_path: Path) -> None:
     assert (tmp_path / "again.parquet").is_file()
 
 
+SRUN = """#!{python}
+import os, pathlib, signal, subprocess, sys, time
+step = subprocess.Popen([sys.executable, "-m", *sys.argv[1:]], start_new_session=True)
+trace = pathlib.Path("runs/fomo25/events.jsonl")
+while step.poll() is None and not (trace.exists() and trace.read_text().count('"step"') > 2):
+    time.sleep(0.05)
+if step.poll() is None and not pathlib.Path("requeued").exists():
+    os.killpg(step.pid, signal.SIGUSR1)
+sys.exit(step.wait())
+"""
+
+
+@pytest.mark.slow
+def test_the_job_of_the_slurm_page_goes_back_to_the_queue_until_it_is_done(store_path: Path, tmp_path: Path) -> None:
+    """Under a stub srun that sends what ``--signal`` asks for, once."""
+    [script] = blocks(ROOT / "docs/slurm.md")
+    small = "training.workers=2 --set data.patch=16 --set net.features=[4,8] --set net.latent=4 --set training.accelerator=cpu"
+    script = script.replace("--recipe fomo25", "--recipe tiny").replace("training.workers=6", f"{small} --set training.steps=60")
+    (tmp_path / "store").symlink_to(store_path)
+    requeue = f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n'
+    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", requeue)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "OMP_NUM_THREADS": "1"}
+    for code in (75, 0):
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == code, done.stderr
+        assert "Warning" not in done.stderr and "HINT" not in done.stderr
+    assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+    assert "complete after 60 steps" in done.stdout
+
+
 def test_the_examples_in_python_run() -> None:
     for page in sorted((ROOT / "docs").glob("*.md")):
         for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):

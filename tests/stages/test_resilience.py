@@ -34,11 +34,16 @@ SMALL = [
 ]  # fmt: skip
 
 
-def killed_until_done(commands: Commands, arguments: list[object], alive: Path, rng: random.Random, said: Path) -> int:
-    """Start the command again and again and kill it a random moment after it began to write; returns the kills."""
+def killed_until_done(
+    commands: Commands, arguments: list[object], alive: Path, rng: random.Random, said: Path, now_and_then: tuple[str, ...] = ()
+) -> int:
+    """Start the command again and again and kill it a random moment after it began to write; returns the kills.
+
+    Every other time ``now_and_then`` is added to it.
+    """
     for kill in range(KILLS):
         before = alive.stat().st_mtime_ns if alive.exists() else 0
-        process = commands.start(*arguments)
+        process = commands.start(*arguments, *(now_and_then if kill % 2 else ()))
         until = time.time() + 60
         while process.poll() is None and time.time() < until and (not alive.exists() or alive.stat().st_mtime_ns == before):
             time.sleep(0.01)
@@ -64,9 +69,10 @@ def test_prepare_killed_anywhere_gives_the_same_store(index_file: Path, tmp_path
     many = tmp_path / "many.parquet"
     write_index(scans, many)
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "store"
-    prepare(many, undisturbed, spacing="4", workers=1)
+    prepare(many, undisturbed, spacing="4", workers=1, timeout=0)
     arguments = ["prepare", many, "--out", out, "--spacing", "4", "--workers", "1"]
-    assert killed_until_done(commands, arguments, out / "store.json", random.Random(0), tmp_path) == KILLS
+    here = ("--timeout", "0")  # no worker: what is killed is the process that writes
+    assert killed_until_done(commands, arguments, out / "store.json", random.Random(0), tmp_path, here) == KILLS
     assert Store.open(out).store_hash == Store.open(undisturbed).store_hash
     assert Store.open(out).verify() == []
     assert not list(out.rglob(".*-*")), "a temporary file was left behind in a finished store"

@@ -127,7 +127,11 @@ class Loop(lightning.LightningModule):
             self._checkpoint()  # something to go back to
 
     def on_train_start(self) -> None:
-        """Listen to signals; Lightning has put its own handlers up by now, which would end the process without a state."""
+        """Lightning has put its own handlers up by now, which would end the process without a state."""
+        self.listen()
+
+    def listen(self) -> None:
+        """From now on a signal ends the run after a step."""
         if threading.current_thread() is threading.main_thread():  # elsewhere the caller handles signals
             for number in SIGNALS:
                 signal.signal(number, self._on_signal)

@@ -164,6 +164,7 @@ def train(
         if loop.start < config.steps and loop.ended is None:
             try:
                 with _quiet_lightning(), _kept_signals():
+                    loop.listen()
                     trainer.fit(loop)
             except Exception as error:
                 if loop.too_large is not None:
@@ -218,6 +219,7 @@ class _quiet_lightning:
         warnings.filterwarnings("ignore", message=".*Trainer.fit` stopped.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a run may start its processes itself
         warnings.filterwarnings(
             "ignore", message=".*Grad strides do not match bucket view.*"
         )  # copied on the way to other processes
