@@ -30,6 +30,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     level = logging.getLogger("neuroprior").level
+    logging.getLogger("neuroprior").setLevel(logging.INFO)
     yield
     logging.getLogger("neuroprior").setLevel(level)
 
@@ -79,13 +80,22 @@ def test_the_first_of_slurms_nodes(nodes: str, first: str, monkeypatch: pytest.M
     assert os.environ["MASTER_ADDR"] == first
 
 
-@pytest.mark.parametrize("devices", [1, 4, 16])
+@pytest.mark.parametrize("devices", [2, 4, 16])
 def test_another_number_of_tasks_is_an_error_that_says_what_to_do(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     task(monkeypatch, 0)
     with pytest.raises(ConfigError, match=f"8 processes were started for a run with training.devices={devices}") as refused:
         ranks.join(devices)
     assert "--set training.devices=8" in str(refused.value)
     assert "LOCAL_RANK" not in os.environ
+
+
+def test_tasks_of_a_sweep_train_by_themselves(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    task(monkeypatch, 3)
+    with caplog.at_level(logging.INFO, logger="neuroprior"):
+        assert ranks.join(1) == ranks.join(1) == ranks.Group(1, 1)
+    assert caplog.text.count("by itself") == 1
+    assert "training.devices=8 would train them together" in caplog.text
+    assert ranks.is_first() and "LOCAL_RANK" not in os.environ
 
 
 def test_a_jobs_script_is_one_process_whatever_the_job_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,36 @@ def test_a_run_that_was_begun_keeps_its_micro_batch(tmp_path: Path) -> None:
     assert seen == [None, 4]
     with pytest.raises(ConfigError, match="no way to take this recipe's step"):
         vram.fitted(config, tmp_path, "0.7", made, None)
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This is the second of two processes; it is quiet, which is taken back."""
+    level = logging.getLogger("neuroprior").level
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    yield
+    logging.getLogger("neuroprior").setLevel(level)
+
+
+@pytest.mark.usefixtures("second")
+def test_other_processes_take_what_the_first_has_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun starts them all at once, and the memory that is free differs from card to card."""
+    config = TrainingConfig(steps=1, batch=8, devices=2)
+    monkeypatch.setattr(vram, "BEGUN_WITHIN_S", 0.5)
+    with pytest.raises(ConfigError, match="has not begun it"):
+        vram.fitted(config, tmp_path, "8", lambda couples: pytest.fail("it measured by itself"), None)
+    monkeypatch.setattr(vram, "BEGUN_WITHIN_S", 60)
+    begun = tmp_path / "recipe.yaml"
+
+    def begin() -> None:
+        (tmp_path / "new").write_text(yaml.safe_dump({"training": {"batch": 2, "accumulate": 4, "recompute": 1}}))
+        (tmp_path / "new").rename(begun)
+
+    first = threading.Timer(1.0, begin)
+    first.start()
+    chosen = vram.fitted(config, tmp_path, "8", lambda couples: pytest.fail("it measured by itself"), None)
+    first.join()
+    assert (chosen.batch, chosen.accumulate, chosen.recompute) == (2, 4, 1)
 
 
 class Deep(nn.Module):

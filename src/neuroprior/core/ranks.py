@@ -6,12 +6,15 @@ itself. Here a step of several tasks is told to torch in torchrun's words, and a
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 from dataclasses import dataclass
 
 from .errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 FIRST_PORT = 15000
 """Ports at which processes of a step meet: this one, and 10,000 above it, by the job's number."""
@@ -39,10 +42,15 @@ def join(devices: int) -> Group:
     Args:
         devices: processes that the run is for, on all machines together.
 
+    A run of one device in a task of srun is by itself, as in a sweep; that is told, since the tasks may have been meant to train together.
+
     Raises:
         ConfigError: srun or torchrun started another number of processes.
     """
     started, nodes = _started()
+    if devices == 1 and started > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        _tell(started)
+        return Group(1)
     if started not in (0, devices):
         raise ConfigError(
             f"{started} processes were started for a run with training.devices={devices}", expected="as many processes as devices",
@@ -59,6 +67,11 @@ def join(devices: int) -> Group:
     if not is_first():
         logging.getLogger("neuroprior").setLevel(logging.WARNING)
     return Group(devices // nodes, nodes)
+
+
+@functools.cache
+def _tell(tasks: int) -> None:
+    logger.info("one of %d tasks of srun, training by itself (training.devices=%d would train them together)", tasks, tasks)
 
 
 def _started() -> tuple[int, int]:

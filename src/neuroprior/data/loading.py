@@ -160,8 +160,9 @@ def _deaf(_: int) -> None:
 def _end_workers() -> None:
     """Kill what is left of them before this process ends: a worker that waits for a disk would be waited for."""
     for worker in list(_WORKERS):
-        if worker.is_alive():
-            with contextlib.suppress(RuntimeError):  # torch tells of the death, where it has not let go of them yet
+        # torch tells of the death where it has not let go of them yet; in a fork of this process they are somebody else's
+        with contextlib.suppress(RuntimeError, AssertionError):
+            if worker.is_alive():
                 worker.kill()
                 worker.join(ENDS_WITHIN_S)
 

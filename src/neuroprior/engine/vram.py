@@ -36,6 +36,8 @@ ROOM = 0.9
 """Share of the given memory that a step may take: the rest is for fragmentation and kernels' workspace."""
 CONTEXT_MB = 600.0
 """What a GPU's context and libraries take beside torch's tensors, where it cannot be read from the card (300 to 700 MB by CUDA and card)."""
+BEGUN_WITHIN_S = 1800.0
+"""Seconds in which the first of several processes begins a run."""
 CARDS_GB = (8, 12, 24, 40, 80)
 """Memory of the cards that people have."""
 
@@ -170,6 +172,8 @@ def fitted(
     ranks.join(config.devices)
     limit, begun = limit_of(asked, config), run / "recipe.yaml"
     effective = config.batch * config.accumulate
+    if not ranks.is_first():
+        _wait_for(begun)
     if begun.exists():
         earlier = read_yaml(begun).get("training") or {}
         if earlier.get("batch", 0) * earlier.get("accumulate", 0) == effective:
@@ -189,6 +193,21 @@ def fitted(
         rung.peak_mb, limit,
     )  # fmt: skip
     return config.model_copy(update={"batch": rung.batch, "accumulate": rung.accumulate, "recompute": rung.recompute})
+
+
+def _wait_for(begun: Path) -> None:
+    """Until the first process has chosen and begun the run: what another measures on its own GPU may differ.
+
+    Raises:
+        ConfigError: it has not for half an hour.
+    """
+    end = time.monotonic() + BEGUN_WITHIN_S
+    while not begun.exists():
+        if time.monotonic() > end:
+            raise ConfigError(
+                "the first process of the run has not begun it", file=begun, got=f"nothing for {BEGUN_WITHIN_S:g} s"
+            )
+        time.sleep(0.2)
 
 
 def levels_of(module: nn.Module) -> int:
