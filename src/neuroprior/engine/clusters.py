@@ -62,11 +62,9 @@ def _asks(function: Callable[..., Any], version: str | None) -> Callable[[], str
             import neuroprior
         except ImportError as error:
             return str(error)
-        return (
-            ""
-            if version in (None, neuroprior.__version__)
-            else f"it has neuroprior {neuroprior.__version__}, and this is {version}"
-        )
+        if version in (None, neuroprior.__version__):
+            return ""
+        return f"it has neuroprior {neuroprior.__version__}, and this is {version}"
 
     return answer
 
@@ -344,15 +342,8 @@ def local_cluster(workers: int, **settings: Any) -> Any:
     Raises:
         MissingDependency: dask is not installed.
     """
-    return _distributed().LocalCluster(
-        **{
-            "n_workers": workers,
-            "threads_per_worker": 1,
-            "dashboard_address": None,
-            "scheduler_kwargs": dict(NO_PAGE),
-            **settings,
-        }
-    )
+    usual = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "scheduler_kwargs": dict(NO_PAGE)}
+    return _distributed().LocalCluster(**(usual | settings))
 
 
 def dask_cluster(function: Callable[..., Any], address: str, workers: int) -> tuple[OnDask, int]:
