@@ -13,7 +13,9 @@ import inspect
 import json
 import logging
 import re
+import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable
@@ -188,10 +190,34 @@ def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
     sys.exit(getattr(result, "exit_code", 0))
 
 
+class _Stopped(BaseException):
+    """By a signal: as a KeyboardInterrupt it passes all that catches errors, and pools and files are closed on its way."""
+
+
+def _heed_signals() -> None:
+    """End in order on what a scheduler sends before it kills, once; the second signal ends at once. A training puts its own handlers up meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+
+    def stop(number: int, _: object) -> None:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+        raise _Stopped(signal.Signals(number).name)
+
+    for number in ours:
+        signal.signal(number, stop)
+
+
 def main() -> None:
     """Entry point of the command ``neuroprior``: 0 done, 2 wrong input, 3 done with failed cases, 75 stopped (try again)."""
+    _heed_signals()
     try:
         app()
+    except _Stopped as stopped:
+        click.secho(f"{stopped}: stopped; the same command goes on where it can", fg="yellow", err=True)
+        sys.exit(75)
     except NeuropriorError as error:
         if "--debug" in sys.argv:
             raise

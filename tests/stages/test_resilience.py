@@ -186,6 +186,25 @@ def test_a_signal_to_every_process_of_a_job_ends_a_run_that_can_go_on(name: str,
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_every_process_ends_prepare_in_order(name: str, index_file: Path, store_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    arguments = ["prepare", index_file, "--out", out, "--spacing", "4", "--workers", "2"]
+    process = started(*arguments)
+    end = time.monotonic() + 120
+    while not list(out.glob("sessions/*/*.nps")):
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
+        time.sleep(0.02)
+    os.killpg(process.pid, getattr(signal, name))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert f"{name}: stopped; the same command goes on" in said and "Traceback" not in said
+    again = started(*arguments)
+    assert again.communicate(timeout=120) and again.returncode == 0
+    assert Store.open(out).store_hash == Store.open(store_path).store_hash
+
+
 def _group(pid: int) -> int:
     try:
         return os.getpgid(pid)
