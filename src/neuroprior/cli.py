@@ -29,6 +29,7 @@ from .core import ranks, shelf
 from .core.errors import NeuropriorError
 from .core.paths import accept_text
 from .core.places import is_address
+from .core.processes import STOPPING
 
 STAGES = Path(__file__).parent / "stages"
 ORDER = (
@@ -198,8 +199,7 @@ def _heed_signals() -> None:
     """End in order on what a scheduler sends before it kills, once; the second signal ends at once. A training puts its own handlers up meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    ours = [number for number in STOPPING if signal.getsignal(number) == signal.SIG_DFL]
 
     def stop(number: int, _: object) -> None:
         for each in ours:

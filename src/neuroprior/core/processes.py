@@ -18,6 +18,9 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pickle import PicklingError
 from typing import Any
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""What a scheduler sends to all processes of a job before it kills them: the last two are what SLURM's ``--signal`` is asked for."""
+
 
 @contextmanager
 def _without_main() -> Iterator[None]:
@@ -56,12 +59,11 @@ def context() -> SpawnContext:
 
 def _start_tracker() -> None:
     """Start multiprocessing's resource tracker so that it ignores what SLURM sends to all processes of a job, as it does what a terminal sends."""
-    names = [name for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-    if not names or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         return
-    before = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in names}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING if number != signal.SIGTERM}
     try:
         resource_tracker.ensure_running()
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

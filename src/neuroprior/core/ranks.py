@@ -39,10 +39,10 @@ def is_first() -> bool:
 def join(devices: int) -> Group:
     """The processes that train together; the first time in a task of srun, its place among them is put into the environment. All but the first are quiet.
 
+    A run of one device in a task of srun is by itself, as in a sweep; that is told, since the tasks may have been meant to train together.
+
     Args:
         devices: processes that the run is for, on all machines together.
-
-    A run of one device in a task of srun is by itself, as in a sweep; that is told, since the tasks may have been meant to train together.
 
     Raises:
         ConfigError: srun or torchrun started another number of processes.

@@ -151,9 +151,8 @@ _WORKERS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def _deaf(_: int) -> None:
     """In a worker: whether a signal ends the training is decided by the training process, and SLURM, a shell's Ctrl-C and ``timeout`` send theirs to all."""
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (*processes.STOPPING, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register

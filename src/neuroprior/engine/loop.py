@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..core import artifacts, seeds
 from ..core.errors import ConfigError, DivergenceError
+from ..core.processes import STOPPING
 from . import events, optimisers
 from .compiling import Compiled
 from .device import is_out_of_memory, moved
@@ -34,8 +35,8 @@ from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-"""Signals on which a run saves its state and ends; the last two are what SLURM is asked to send before the time is over."""
+SIGNALS = (*STOPPING, signal.SIGINT)
+"""Signals on which a run saves its state and ends."""
 
 STOP_FILE = "STOP"
 """A file of this name in the run folder does the same; it is removed when it is obeyed."""
