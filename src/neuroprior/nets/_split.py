@@ -127,6 +127,15 @@ class Linear(nn.Module):
         return torch.einsum("ij,bjxyz->bixyz", self.weight.to(x.dtype), x) + self.offset.to(x.dtype).view(1, -1, 1, 1, 1)
 
 
+def unrefined(net: nn.Module) -> nn.Module:
+    """The net with its refinement, which is fitted when training is over, taken away: as it was trained, and as training goes on. In place."""
+    for module in net.modules():
+        if isinstance(module, Linear):
+            module.weight.copy_(torch.eye(len(module.weight)))
+            module.offset.zero_()
+    return net
+
+
 def restored(latents: nn.ModuleDict | None, code: Tensor) -> Tensor:
     """(B, Ca + Cc, x, y, z), the halves as the decoder was trained on them: the anatomy half before its refinement, where it has one."""
     if latents is None or "restore" not in latents:

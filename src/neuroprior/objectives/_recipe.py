@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Recipe:
             return module.build(net, parse(module.Config, self.objective))
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def around(self, name: str, config: Mapping[str, Any]) -> Recipe:
+        """The recipe with another net than its own: that of a model that it goes on from."""
+        return replace(self, net_name=name, net=dict(config))
 
     def fitted(self, **found: Any) -> Recipe:
         """The recipe with what the data say (``dimension``, ``contrasts``) where the objective has such a setting and it is not given."""

@@ -238,16 +238,16 @@ def _estimate(todo: list[str], whole: int, sampled: int, cores: int) -> str:
     )
 
 
-def _training_hashes(path: Path) -> set[str]:
+def _training_hashes(path: Path) -> frozenset[str]:
     """The hashes of the subjects that a model and those it came from were trained on."""
     from ..core import artifacts
     from ..core.errors import ArtifactError
+    from ..inference.lineage import subject_hashes
     from ..inference.model import DESCRIPTION, resolve
 
     file = resolve(path) / DESCRIPTION
     info = artifacts.read_json(file)
-    sources = [info.get("data", {}), *(step.get("data", {}) for step in info.get("lineage", ()))]
-    hashes = {one for source in sources for one in source.get("subject_hashes", ())}
+    hashes = subject_hashes(info)
     if not hashes:
         raise ArtifactError(
             "the model does not say which subjects it was trained on", file=file, expected="data.subject_hashes",

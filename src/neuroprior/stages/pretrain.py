@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 def pretrain(
     store: Place,
     recipe: str = "tiny",
+    from_: str | None = None,
     anatomy: Path | None = None,
     out: Path = Path("runs/pretrain"),
     set: list[str] | None = None,
@@ -28,6 +29,8 @@ def pretrain(
     Args:
         store: prepared store, or the address of one; its train split is learned from, val only watched, test never touched.
         recipe: name on the recipes shelf, or a YAML file.
+        from_: run or model folder whose net and weights it goes on from, for example one of neuroprior convert; the recipe's own net is then not
+            built.
         anatomy: table of anatomical volumes made by neuroprior anatomy, for objectives that learn from it.
         out: run folder; an interrupted run there is resumed.
         set: settings such as training.steps=500 or objective.wiring=other.
@@ -39,7 +42,8 @@ def pretrain(
         How the run ended; the model is in the run folder's model/.
 
     Raises:
-        ConfigError: a setting is unknown or impossible, or the folder holds another run.
+        ConfigError: a setting is unknown or impossible, the folder holds another run, or the store was prepared otherwise than the model
+            to go on from expects.
         InputError: the store has nothing to train on.
         DivergenceError: the loss is not finite or explodes, and going back to the last good state did not help.
     """
@@ -53,6 +57,7 @@ def pretrain(
     from ..data.watching import observer
     from ..engine import panels
     from ..engine.device import moved
+    from ..inference import lineage
     from ..inference import model as models
     from ..objectives._recipe import read_recipe
 
@@ -61,6 +66,9 @@ def pretrain(
     config = settings.training
     ranks.join(config.devices)
     summary = opened.data_summary()
+    given = None if from_ is None else _given(from_, opened, set or [])
+    if given is not None:
+        settings = settings.around(given.info["net"]["name"], given.info["net"]["config"])
     vectors = _vectors(settings, opened, anatomy)
     dimension = len(next(iter(vectors.values()))) if vectors else 0
     settings = settings.fitted(dimension=dimension, contrasts=tuple(summary["contrasts"]))
@@ -71,8 +79,12 @@ def pretrain(
     if not config.steps:
         raise ConfigError("training.steps=0 pretrains nothing", expected="1 or more")
     torch.manual_seed(seeds.entropy(config.seed, "initialisation") % 2**63)  # the only use of the global generator
-    net = models.build_net(settings.net_name, settings.net)
+    net = models.build_net(settings.net_name, settings.net) if given is None else given.net.train()
     objective = settings.build_objective(net)
+    if given is not None:
+        own = sum(p.numel() for p in objective.parameters()) - sum(p.numel() for p in net.parameters())
+        logger.info("the weights go on from %s; %d numbers of the objective's own heads begin anew", from_, own)
+        lineage.tell_overlap(given.info, _subjects(opened, "test"), from_)
     parameters = sum(p.numel() for p in net.parameters())
     logger.info(
         "%s with %s (%.2f M parameters) on %d subjects, %d sessions, %d scans: %d steps of %d pairs of %s voxels",
@@ -138,7 +150,9 @@ def pretrain(
     method = {
         "stage": "pretrain", "recipe": recipe, "objective": settings.objective_name, "settings": settings.plain(),
         "patch": list(settings.data.size), "steps": config.steps, "seed": config.seed,
-    }  # fmt: skip
+    } | ({} if given is None else {"initialised_from": "pretrained"})  # fmt: skip
+    ancestors = [] if given is None or from_ is None else lineage.inherited(given, Path(from_))
+    known = () if given is None else given.contrasts
 
     still = PairDataset(
         opened, ("train",), settings.data.model_copy(update={"jitter": 0}), seed=config.seed + 4, anatomy=vectors, batch=config.batch
@@ -164,10 +178,13 @@ def pretrain(
         net = finished(module)
         models.save(
             folder, net=net, net_name=settings.net_name, net_config=net.config.model_dump(mode="json"), spec=opened.spec,
-            contrasts=summary["contrasts"], kind="pretrained", method=method, data=summary,
+            contrasts=[*known, *(name for name in summary["contrasts"] if name not in known)], kind="pretrained", method=method, data=summary,
+            lineage=ancestors,
         )  # fmt: skip
 
     identity = {"stage": "pretrain", "recipe": recipe, "store_hash": summary["store_hash"], **settings.plain()}
+    if given is not None:
+        identity["from"] = given.info["weights_sha256"]
     from ..engine.training import train  # Lightning takes seconds to import: what is wrong with a request is told before
 
     return train(
@@ -181,6 +198,38 @@ def pretrain(
         panels=draw,
         observe=observer(seen, pictured if has_validation else None, config.batch),
     )
+
+
+def _given(source: str, store: Any, assignments: list[str]) -> Any:
+    """The model to go on from, as it was trained: before its anatomy half was refined.
+
+    Raises:
+        ConfigError: it is an ensemble, settings ask for another net, or the store was prepared otherwise.
+        ArtifactError: there is no such model, or it is damaged.
+    """
+    from ..core.errors import ConfigError
+    from ..inference import lineage
+    from ..inference import model as models
+    from ..nets._split import unrefined
+
+    asked = [one for one in assignments if one.split("=")[0].strip().split(".")[0] == "net"]
+    if asked:
+        raise ConfigError(
+            "the net is that of the model to go on from", got=f"--set {asked[0]}",
+            next_step="leave the settings of the net out, or leave --from out",
+        )  # fmt: skip
+    given = models.load(source)
+    if given.members:
+        raise ConfigError("an ensemble cannot go on learning", file=source, next_step="give the folder of one of its members")
+    lineage.require_preparation(given, store.spec, store.info["steps"], store.path)
+    unrefined(given.net)
+    return given
+
+
+def _subjects(store: Any, split: str) -> set[str]:
+    """Namespaced names of the subjects of a split."""
+    (subject, subjects), (number, splits) = store.coded("subject"), store.coded("split")
+    return {subjects[n] for n in subject[number == splits.index(split)]} if split in splits else set()
 
 
 def _in_memory(settings: Any, config: Any, dataset: Any, vram: str, out: Path) -> Any:

@@ -31,6 +31,7 @@ from ..engine.device import device_of
 from ..engine.phases import lengths
 from ..engine.settings import TrainingConfig
 from ..heads._covariates import encode
+from ..inference import lineage as descent
 from ..inference import model as models
 from ..inference import windows
 from . import _closed_form as closed_form
@@ -107,23 +108,16 @@ def fine_tune(
         known: tuple[str, ...] = ()
     else:
         given = models.load(source)
-        if given.spec != store.spec:
-            raise ConfigError(
-                "the store was prepared otherwise than the model expects", file=store.path,
-                expected=given.spec.model_dump(), got=store.spec.model_dump(),
-                next_step=f"prepare the index again with --spacing {given.spec.spacing_mm}",
-            )  # fmt: skip
-        _tell_steps(given.steps, store)
+        descent.require_preparation(given, store.spec, store.info["steps"], store.path)
         net, net_name, net_config = given.net, given.info["net"]["name"], given.info["net"]["config"]
         known, patch = given.contrasts, given.info["method"].get("patch")
         if scratch:
             net = models.build_net(net_name, net_config)
         else:
-            lineage = [*given.info["lineage"], {
-                "weights_sha256": given.info["weights_sha256"], "method": given.info["method"], "data": given.info["data"],
-                "licences": given.info["licences"], "cost": _cost(Path(source)),
-            }]  # fmt: skip
-            _tell_overlap(store, given.info, source, split)
+            lineage = descent.inherited(given, Path(source))
+            descent.tell_overlap(
+                given.info, (s.subject for s in store.sessions if finetuning.split_of(s, split) == "test"), source
+            )
     names = finetuning.expand_contrasts(contrasts, store, known)
     if strategy == "closed-form" and task == "segmentation":
         raise ConfigError("a segmentation has no closed form", next_step="take --strategy linear-probe, or another task")
@@ -213,29 +207,6 @@ def fine_tune(
     if plan.validation and result.status == "complete":
         calibrate(out, store, plan.validation, seed=seed)
     return result
-
-
-def _tell_steps(steps: Mapping[str, Any], store: Store) -> None:
-    """A word where a store's scans went through other steps than those that a model learned from."""
-    for name, wanted in steps.items():
-        found = store.info["steps"].get(name)
-        if name in ("bias", "mask") and found != wanted:
-            logger.warning(
-                "the model learned from a store prepared with --%s %s, this one was prepared with --%s %s: its intensities differ",
-                name,
-                wanted,
-                name,
-                found,
-            )
-
-
-def _cost(source: Path) -> dict[str, Any] | None:
-    """What the run of an earlier model cost, to be carried on; None where its ledger is not beside it."""
-    book = next((place / "ledger.json" for place in (source, source.parent) if (place / "ledger.json").is_file()), None)
-    if book is None:
-        return None
-    found = artifacts.read_json(book)
-    return {key: found.get(key) for key in ("device", "device_hours", "flops_total", "energy_kwh")}
 
 
 def _resolved(
@@ -329,19 +300,6 @@ def _solve(head: nn.Module, net: nn.Module, store: Store, plan: finetuning.Plan,
 def _recipe(name: str) -> dict[str, Any]:
     """The net and data parts of a pretraining recipe, by name or file."""
     return read_yaml(name if name.endswith((".yaml", ".yml")) else shelf.path_of("recipes", name))
-
-
-def _tell_overlap(store: Store, info: Mapping[str, Any], source: str, split: Mapping[str, str] | None) -> None:
-    """Test subjects that the pretraining saw (without labels) are told."""
-    seen = {*info["data"].get("subject_hashes", ())}
-    if not seen:
-        return
-    test = {s.subject for s in store.sessions if finetuning.split_of(s, split) == "test"}
-    both = sorted(name for name in test if artifacts.sha256_json(name)[:12] in seen)
-    if both:
-        logger.warning(
-            "%d test subjects were in the pretraining data of %s (without labels), for example %s", len(both), source, both[0]
-        )
 
 
 def _validator(store: Store, plan: finetuning.Plan, described: Mapping[str, Any]) -> Callable[[nn.Module], dict[str, float]]:

@@ -1,0 +1,93 @@
+"""What a model takes over from the one it started from: whose weights, which subjects, what licences, at what cost, prepared how."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core import artifacts
+from ..core.conforming import ConformSpec
+from ..core.errors import ConfigError
+from .model import Model
+
+logger = logging.getLogger(__name__)
+
+
+def inherited(model: Model, source: Path) -> list[dict[str, Any]]:
+    """The lineage of a model that starts from this one, oldest first.
+
+    Args:
+        model: as it was loaded.
+        source: the folder that was given, a run or a model; a run's ledger tells what the weights cost.
+    """
+    info = model.info
+    return [*info["lineage"], {
+        "weights_sha256": info["weights_sha256"], "method": info["method"], "data": info["data"], "licences": info["licences"],
+        "cost": _cost(source),
+    }]  # fmt: skip
+
+
+def subject_hashes(info: Mapping[str, Any]) -> frozenset[str]:
+    """The hashes of all subjects that a model, or one that it came from, has learned from; empty where none tells."""
+    sources = [info.get("data", {}), *(step.get("data", {}) for step in info.get("lineage", ()))]
+    return frozenset(one for source in sources for one in source.get("subject_hashes", ()))
+
+
+def tell_overlap(info: Mapping[str, Any], subjects: Iterable[str], source: object) -> None:
+    """A word where test subjects (by namespaced name) were among those that a model has learned from, labels or not."""
+    seen = subject_hashes(info)
+    both = sorted(name for name in set(subjects) if artifacts.sha256_json(name)[:12] in seen) if seen else []
+    if both:
+        logger.warning(
+            "%d test subjects were in the pretraining data of %s (without labels), for example %s", len(both), source, both[0]
+        )
+
+
+def require_preparation(model: Model, spec: ConformSpec, steps: Mapping[str, Any], store: object) -> None:
+    """Nothing where a store holds what the model expects; a word where other steps went before.
+
+    Args:
+        model: with its own spec and steps.
+        spec, steps: those of the store.
+        store: named in errors.
+
+    Raises:
+        ConfigError: scans were conformed otherwise; the message gives the options of ``prepare`` that differ.
+    """
+    if model.spec != spec:
+        other = [name for name in ConformSpec.model_fields if getattr(model.spec, name) != getattr(spec, name)]
+        flags = [_option(name, getattr(model.spec, name)) for name in other]
+        raise ConfigError(
+            "the store was prepared otherwise than the model expects", file=store,
+            expected=", ".join(f"{name} {getattr(model.spec, name)}" for name in other),
+            got=", ".join(f"{name} {getattr(spec, name)}" for name in other),
+            next_step=f"prepare the index again with {' '.join(flags)}",
+        )  # fmt: skip
+    for name, wanted in model.steps.items():
+        found = steps.get(name)
+        if name in ("bias", "mask") and found != wanted:
+            logger.warning(
+                "the model learned from a store prepared with --%s %s, this one was prepared with --%s %s: its intensities differ",
+                name,
+                wanted,
+                name,
+                found,
+            )
+
+
+def _option(name: str, value: Any) -> str:
+    """What ``neuroprior prepare`` calls a setting of a preparation."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name.removesuffix('_mm')} {value}"
+
+
+def _cost(source: Path) -> dict[str, Any] | None:
+    """What the run of an earlier model cost, to be carried on; None where its ledger is not beside it."""
+    book = next((place / "ledger.json" for place in (source, source.parent) if (place / "ledger.json").is_file()), None)
+    if book is None:
+        return None
+    found = artifacts.read_json(book)
+    return {key: found.get(key) for key in ("device", "device_hours", "flops_total", "energy_kwh")}
