@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.bridges.foreign import BLOCKS, FEATURES, ResidualUNet, nnssl_checkpoint, shaken
 
 from neuroprior.cli import stage_names
 
@@ -99,6 +100,32 @@ def test_the_job_of_the_slurm_page_goes_back_to_the_queue_until_it_is_done(store
         assert "Warning" not in done.stderr and "HINT" not in done.stderr
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
     assert "complete after 60 steps" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_page_on_weights_from_elsewhere_runs(heads: Path, tmp_path: Path) -> None:
+    """With a small net and heads of 4 mm."""
+    nnssl_checkpoint(shaken(ResidualUNet(FEATURES, BLOCKS)), tmp_path / "checkpoint_final.pth")
+    (tmp_path / "bids").symlink_to(heads)
+    script = (
+        "set -euo pipefail\nneuroprior() { "
+        + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
+        + "\n".join(blocks(ROOT / "docs/weights.md"))
+    )
+    small = "--set data.patch=16 --set training.batch=2"
+    script = script.replace("--spacing 1.0", "--spacing 4").replace("--out runs/lesion", f"--out runs/lesion --steps 2 {small}")
+    script = script.replace("pretrain store", f"pretrain store {small} --set training.steps=2")
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "loaded    42 weights, 100.0% of the net's numbers" in done.stdout
+    assert (tmp_path / "runs/lesion/comparison.json").is_file()
 
 
 def test_the_examples_in_python_run() -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "anatomy",
     "audit",
     "bench",
+    "convert",
     "crossvalidate",
     "demo",
     "doctor",

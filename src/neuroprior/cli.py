@@ -33,12 +33,12 @@ from .core.processes import STOPPING
 
 STAGES = Path(__file__).parent / "stages"
 ORDER = (
-    "demo", "doctor", "bench", "synthesise", "index", "audit", "prepare", "store", "anatomy", "pretrain", "finetune", "crossvalidate", "fewshot", "predict", "embed",
+    "demo", "doctor", "bench", "synthesise", "index", "audit", "prepare", "store", "anatomy", "convert", "pretrain", "finetune", "crossvalidate", "fewshot", "predict", "embed",
     "evaluate", "stress", "probe", "report", "export",
 )  # fmt: skip
 """The order in ``--help``: as the data flows; other stages follow by name."""
 
-OPTIONS = {"out", "task", "target", "reference"}
+OPTIONS = {"out", "task", "target", "reference", "contrasts"}
 """Required parameters that read better as options."""
 
 

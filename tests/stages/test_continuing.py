@@ -120,9 +120,23 @@ def test_what_a_fine_tuned_model_has_ever_seen_is_told(
     assert "1 test subjects were in the pretraining data" in caplog.text
 
 
+def test_a_net_without_a_split_can_be_given_one(store_path: Path, tmp_path: Path) -> None:
+    net = unet.build(unet.Config(features=(4, 8), split="none"))
+    models.save(
+        tmp_path / "first", net=net, net_name="unet", net_config=net.config.model_dump(mode="json"), spec=Store.open(store_path).spec,
+        contrasts=["T1w"], kind="pretrained", method={}, data={},
+    )  # fmt: skip
+    recipe = write(tmp_path, {"name": "anatomy_split", "block": 4, "anatomy": 0.0}, steps=1)
+    with pytest.raises(ConfigError, match=r"set net\.split=channels"):
+        pretrain(store_path, recipe=recipe, from_=str(tmp_path / "first"), out=tmp_path / "run")
+    pretrain(store_path, recipe=recipe, from_=str(tmp_path / "first"), out=tmp_path / "run", set=["net.split=channels"])
+    after = models.load(tmp_path / "run")
+    assert (after.net.anatomy_channels, after.net.contrast_channels) == (4, 4)
+
+
 def test_a_refinement_is_taken_away_before_it_is_fitted_anew() -> None:
     torch.manual_seed(0)
-    net = unet.build(unet.Config(features=(4, 8), latent=4, split="stages", refined=True)).eval()
+    net: Any = unet.build(unet.Config(features=(4, 8), latent=4, split="stages", refined=True)).eval()
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         plain = net.encode(image).anatomy
@@ -140,7 +154,7 @@ def test_a_refinement_is_taken_away_before_it_is_fitted_anew() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"set": ["net.latent=3"]}, "the net is that of the model"),
+        ({"set": ["net.latent=3"]}, "other weights than those of the model"),
         ({"from_": "nowhere"}, "no model folder"),
         ({"recipe": "mae_tiny.yml"}, "cannot be read"),
     ],

@@ -62,7 +62,8 @@ def fit(
     if protocol.submission != "container":
         raise ConfigError(
             f"{protocol.title} takes no containers", expected="a protocol with a container contract (fomo25, fomo26)",
-            next_step=f"{protocol.title} fine-tunes checkpoints itself ({', '.join(protocol.checkpoint.networks if protocol.checkpoint else ())})",
+            next_step=f"{protocol.title} fine-tunes checkpoints itself ({', '.join(protocol.checkpoint.networks if protocol.checkpoint else ())}): "
+            "neuroprior export nnssl MODEL --out DIR",
         )  # fmt: skip
     if task.kind == "embedding":
         return [] if info.get("task") is None else ["the encoder of a fine-tuned model embeds; its head is not used"]

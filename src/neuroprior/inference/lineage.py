@@ -77,6 +77,11 @@ def require_preparation(model: Model, spec: ConformSpec, steps: Mapping[str, Any
             )
 
 
+def prepared_with(spec: ConformSpec) -> str:
+    """The options of ``neuroprior prepare`` that make such scans."""
+    return " ".join(_option(name, getattr(spec, name)) for name in ("spacing_mm", "crop", "normalise", "order"))
+
+
 def _option(name: str, value: Any) -> str:
     """What ``neuroprior prepare`` calls a setting of a preparation."""
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Export: a model in, a challenge container's folder out, and its contract checked."""
+"""Export: a model in, a challenge container's folder or another framework's checkpoint out, and the container's contract checked."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ class ExportSummary:
         findings: of a check; empty after an export.
         notes: what a user should know of the exported model.
         megabytes: of the folder and its packages, torch apart.
+        then: what to do next.
     """
 
     out: Path
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     megabytes: float | None = None
+    then: str | None = None
 
     @property
     def failed(self) -> int:
@@ -43,7 +45,7 @@ class ExportSummary:
         if not self.findings:
             size = "" if self.megabytes is None else f" ({self.megabytes:.0f} MB with its packages, without torch)"
             return "\n".join(
-                [*(f"note: {note}" for note in self.notes), f"{self.out}{size}", f"next: neuroprior export check {self.out}"]
+                [*(f"note: {note}" for note in self.notes), f"{self.out}{size}", *([f"next: {self.then}"] if self.then else [])]
             )
         width = [max(len(getattr(row, name)) for row in self.findings) for name in ("case", "check", "status")]
         lines = [
@@ -59,7 +61,7 @@ class ExportSummary:
 
 
 def export(
-    what: Literal["challenge", "check"],
+    what: Literal["challenge", "nnssl", "check"],
     source: Path,
     protocol: str | None = None,
     task: str | None = None,
@@ -70,11 +72,12 @@ def export(
     memory_gb: float | None = None,
     full_size: bool = True,
 ) -> ExportSummary:
-    """Write a challenge container's folder from a model (challenge), or run the contract of such a folder (check).
+    """Write a challenge container's folder from a model (challenge) or a checkpoint for nnssl and SSL3D (nnssl), or run the contract of such a
+    container's folder (check).
 
     Args:
-        what: challenge or check.
-        source: the model or run folder (challenge), or the exported folder (check).
+        what: challenge, nnssl or check.
+        source: the model or run folder (challenge, nnssl), or the exported folder (check).
         protocol: the challenge's rules; see neuroprior list protocols.
         task: the task's number or name.
         out: where the exported folder goes.
@@ -116,6 +119,13 @@ def export(
         )
         return summary
 
+    if what == "nnssl":
+        if protocol or task or partial or out is None:
+            raise ConfigError("export nnssl takes the model and --out", expected="neuroprior export nnssl MODEL --out DIR")
+        from ..bridges import nnssl
+
+        return ExportSummary(out, notes=nnssl.write(source, out))
+
     from ..bridges import challenge
     from ..core import shelf
     from ..inference import presets
@@ -130,4 +140,4 @@ def export(
     rules = read(protocol)
     presets.require(preset)
     made = challenge.write(source, rules, rules.task(task), out, partial=partial, preset=preset)
-    return ExportSummary(out, notes=tuple(made["notes"]), megabytes=made["bytes"] / 1e6)
+    return ExportSummary(out, notes=tuple(made["notes"]), megabytes=made["bytes"] / 1e6, then=f"neuroprior export check {out}")

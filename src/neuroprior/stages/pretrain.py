@@ -30,7 +30,7 @@ def pretrain(
         store: prepared store, or the address of one; its train split is learned from, val only watched, test never touched.
         recipe: name on the recipes shelf, or a YAML file.
         from_: run or model folder whose net and weights it goes on from, for example one of neuroprior convert; the recipe's own net is then not
-            built.
+            built. Settings of the net may only change what its weights mean, such as net.split=channels.
         anatomy: table of anatomical volumes made by neuroprior anatomy, for objectives that learn from it.
         out: run folder; an interrupted run there is resumed.
         set: settings such as training.steps=500 or objective.wiring=other.
@@ -61,14 +61,15 @@ def pretrain(
     from ..inference import model as models
     from ..objectives._recipe import read_recipe
 
-    settings = read_recipe(recipe, set or [])
+    of_net = [one for one in set or [] if one.strip().startswith("net.")]
+    settings = read_recipe(recipe, [one for one in set or [] if from_ is None or one not in of_net])
     opened = Store.open(store)
     config = settings.training
     ranks.join(config.devices)
     summary = opened.data_summary()
-    given = None if from_ is None else _given(from_, opened, set or [])
+    given = None if from_ is None else _given(from_, opened, of_net)
     if given is not None:
-        settings = settings.around(given.info["net"]["name"], given.info["net"]["config"])
+        settings = settings.around(given.info["net"]["name"], given.net.config.model_dump(mode="json"))
     vectors = _vectors(settings, opened, anatomy)
     dimension = len(next(iter(vectors.values()))) if vectors else 0
     settings = settings.fitted(dimension=dimension, contrasts=tuple(summary["contrasts"]))
@@ -203,27 +204,40 @@ def pretrain(
 def _given(source: str, store: Any, assignments: list[str]) -> Any:
     """The model to go on from, as it was trained: before its anatomy half was refined.
 
+    Args:
+        source: run or model folder.
+        store: that it goes on with.
+        assignments: settings of the net that leave its weights as they are, such as ``net.split=channels`` for one without a split.
+
     Raises:
-        ConfigError: it is an ensemble, settings ask for another net, or the store was prepared otherwise.
+        ConfigError: it is an ensemble, settings ask for a net with other weights, or the store was prepared otherwise.
         ArtifactError: there is no such model, or it is damaged.
     """
+    from dataclasses import replace
+
+    from ..core.config import override
     from ..core.errors import ConfigError
     from ..inference import lineage
     from ..inference import model as models
     from ..nets._split import unrefined
 
-    asked = [one for one in assignments if one.split("=")[0].strip().split(".")[0] == "net"]
-    if asked:
-        raise ConfigError(
-            "the net is that of the model to go on from", got=f"--set {asked[0]}",
-            next_step="leave the settings of the net out, or leave --from out",
-        )  # fmt: skip
     given = models.load(source)
     if given.members:
         raise ConfigError("an ensemble cannot go on learning", file=source, next_step="give the folder of one of its members")
     lineage.require_preparation(given, store.spec, store.info["steps"], store.path)
     unrefined(given.net)
-    return given
+    if not assignments:
+        return given
+    name, config = given.info["net"]["name"], given.info["net"]["config"]
+    net = models.build_net(name, override({"net": config}, assignments)["net"])
+    state = given.net.state_dict()
+    if {key: value.shape for key, value in net.state_dict().items()} != {key: value.shape for key, value in state.items()}:
+        raise ConfigError(
+            "these settings make a net with other weights than those of the model to go on from", file=source, got=", ".join(assignments),
+            next_step="leave them out, or leave --from out",
+        )  # fmt: skip
+    net.load_state_dict(state, strict=True)
+    return replace(given, net=net)
 
 
 def _subjects(store: Any, split: str) -> set[str]:
