@@ -20,22 +20,19 @@ def blocks(path: Path) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def run(pages: list[str], folder: Path) -> None:
-    """All bash blocks of some pages, one after the other, in one empty folder."""
-    script = (
-        "set -euo pipefail\nneuroprior() { "
-        + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
-        + "\n".join(block for page in pages for block in blocks(ROOT / "docs" / page))
-    )
+def run_text(text: str, folder: Path) -> str:
+    """Some lines of bash in a folder; what they print."""
+    script = "set -euo pipefail\nneuroprior() { " + f'"{sys.executable}" -m neuroprior "$@"; }}\n' + text
     done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
+        ["bash", "-c", script], cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run(pages: list[str], folder: Path) -> None:
+    """All bash blocks of some pages, one after the other, in one empty folder."""
+    run_text("\n".join(block for page in pages for block in blocks(ROOT / "docs" / page)), folder)
 
 
 @pytest.mark.slow
@@ -53,20 +50,7 @@ def test_the_assessments_page_runs(tmp_path: Path) -> None:
 
 
 def test_the_page_on_reading_datasets_runs(tmp_path: Path) -> None:
-    script = (
-        "set -euo pipefail\nneuroprior() { "
-        + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
-        + "\n".join(blocks(ROOT / "docs/readers.md"))
-    )
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(["readers.md"], tmp_path)
     assert (tmp_path / "again.parquet").is_file()
 
 
@@ -107,24 +91,11 @@ def test_the_page_on_weights_from_elsewhere_runs(heads: Path, tmp_path: Path) ->
     """With a small net and heads of 4 mm."""
     nnssl_checkpoint(shaken(ResidualUNet(FEATURES, BLOCKS)), tmp_path / "checkpoint_final.pth")
     (tmp_path / "bids").symlink_to(heads)
-    script = (
-        "set -euo pipefail\nneuroprior() { "
-        + f'"{sys.executable}" -m neuroprior "$@"; }}\n'
-        + "\n".join(blocks(ROOT / "docs/weights.md"))
-    )
+    text = "\n".join(blocks(ROOT / "docs/weights.md"))
     small = "--set data.patch=16 --set training.batch=2"
-    script = script.replace("--spacing 1.0", "--spacing 4").replace("--out runs/lesion", f"--out runs/lesion --steps 2 {small}")
-    script = script.replace("pretrain store", f"pretrain store {small} --set training.steps=2")
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "loaded    42 weights, 100.0% of the net's numbers" in done.stdout
+    text = text.replace("--spacing 1.0", "--spacing 4").replace("--out runs/lesion", f"--out runs/lesion --steps 2 {small}")
+    said = run_text(text.replace("pretrain store", f"pretrain store {small} --set training.steps=2"), tmp_path)
+    assert "loaded    53 weights, 100.0% of the net's numbers" in said
     assert (tmp_path / "runs/lesion/comparison.json").is_file()
 
 

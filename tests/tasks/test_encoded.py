@@ -50,14 +50,3 @@ def test_no_volume_is_read_whole_for_a_box(
     assert all(np.array_equal(images[:, 0].numpy(), want) for (_, images, _), want in zip(got, expected, strict=True))
     assert len(boxes) == sum(len(case.contrasts) for case in cases)
     assert all(shape[1:] == [16, 16] and shape[0] <= patch[0] for shape in boxes), boxes
-
-
-def test_a_store_prepared_with_other_steps_is_told(store_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = Store.open(store_path)
-    _running._tell_steps({"bias": "n4", "mask": "head", "align": True}, store)
-    assert len(caplog.records) == 1
-    assert "--bias n4" in caplog.text
-    caplog.clear()
-    _running._tell_steps(store.data_summary()["steps"], store)
-    _running._tell_steps({}, store)
-    assert caplog.text == ""

@@ -364,7 +364,8 @@ def segment(
     *,
     window: Sequence[int],
     overlap: float = 0.5,
-    batch: int = 2,
+    batch: int | None = None,
+    precision: Literal["float32", "auto"] = "float32",
 ) -> Tensor:
     """Class probabilities of one case, all at once (for small volumes, as in validation; :func:`stream` bounds the memory).
 
@@ -374,14 +375,18 @@ def segment(
         contrasts: the K canonical names, each known to the model.
         window: box size in voxels; a smaller volume is padded with zeros.
         overlap: of neighbouring windows, in [0, 1).
-        batch: windows a step.
+        batch: windows a step; by default as many as have the voxels of two windows of 64^3, and at most 16.
+        precision: see :class:`Passes`.
 
     Returns:
         (classes, x, y, z) float32 probabilities on the images' device.
     """
     layout = lay(images.shape[1:], window, overlap)
     device = images.device
-    blocks = stream([model], images, contrasts, layout, batch=batch, device=device, stitch=device)
+    batch = batch or min(16, max(1, 2 * 64**3 // math.prod(window)))
+    blocks = stream(
+        [model], images, contrasts, layout, passes=Passes(precision=precision), batch=batch, device=device, stitch=device
+    )
     return torch.cat([block for _, block in blocks], 1)
 
 

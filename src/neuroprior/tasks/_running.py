@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+VALIDATION_OVERLAP = 0.25
+"""Of the windows while a run validates: half the windows of a prediction, and the same order of steps (benchmarks/validation.py)."""
+
 
 def fine_tune(
     store: Store,
@@ -318,7 +321,10 @@ def _validator(store: Store, plan: finetuning.Plan, described: Mapping[str, Any]
                 tensor = torch.from_numpy(images).float().to(device)
                 if isinstance(case.target, str):
                     values = plan.task.label_values
-                    probability = windows.segment(model, tensor, case.contrasts, window=plan.patch).cpu().numpy()
+                    probability = windows.segment(
+                        model, tensor, case.contrasts, window=plan.patch, overlap=VALIDATION_OVERLAP, precision="auto"
+                    )
+                    probability = probability.cpu().numpy()
                     truth = class_numbers(store.read_label(case.session.key, case.target), values)
                     guess = probability.argmax(0)
                     dices += [
