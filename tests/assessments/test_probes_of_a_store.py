@@ -211,7 +211,7 @@ def test_the_stage_writes_a_table_a_report_shows(store: Store, tmp_path: Path, r
     assert "What the halves say" in page
     assert page.count("data:image/png") == 2
     for models, options, message in (
-        (["finer"], {}, "not prepared as this model wants"),
+        (["finer"], {}, "prepared otherwise than the model expects"),
         (["good"], {"split": "train"}, "same split"),
         (["good"], {"contrasts": "T9w"}, "unknown contrast"),
         (["good", "good"], {}, "one name"),

@@ -123,6 +123,8 @@ def test_every_weight_is_accounted_for(tmp_path: Path) -> None:
     assert info["method"]["source"] | {"sha256": ""} == {
         "file": "checkpoint_final.pth", "sha256": "", "tool": "nnssl", "method": "BaseMAETrainer", "epoch": 1000, "dataset": "Dataset745_OpenMind",
     }  # fmt: skip
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| converted from | nnssl, BaseMAETrainer, Dataset745_OpenMind, checkpoint_final.pth |" in card
     assert "copy of another" in str(done) and "--spacing 4.0 --crop head --normalise zscore --order 3" in str(done)
 
 
@@ -338,5 +340,8 @@ def test_they_are_fine_tuned_embedded_and_pretrained_further(
     assert [step["method"]["stage"] for step in info["lineage"]] == ["convert", "pretrain"]
     assert "CC-BY-4.0" in info["licences"]
     assert info["contrasts"] == ["T1w", "T2w", "FLAIR"]
+    hashes = [step["weights_sha256"][:12] for step in info["lineage"]]
+    card = (tuned.run / "model" / "README.md").read_text()
+    assert f"| started from | convert [{hashes[0]}], then pretrain [{hashes[1]}] |" in card
     scan = next(heads.rglob("*T1w.nii.gz"))
     assert embed(tmp_path / "model", [str(scan)], out=tmp_path / "vectors", device="cpu").exit_code == 0

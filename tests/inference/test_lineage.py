@@ -18,14 +18,10 @@ from neuroprior.inference.model import Model
 SPEC = ConformSpec(spacing_mm=1.0, order=3)
 
 
-def model(**info: Any) -> Model:
+def model(folder: Path = Path("m"), **info: Any) -> Model:
     nothing: Any = None
-    return Model(
-        nothing,
-        None,
-        {"preprocessing": SPEC.model_dump(mode="json"), "data": {}, "lineage": [], "licences": []} | info,
-        Path("m"),
-    )
+    plain = {"preprocessing": SPEC.model_dump(mode="json"), "data": {}, "lineage": [], "licences": []}
+    return Model(nothing, None, plain | info, folder)
 
 
 def test_a_store_prepared_with_other_steps_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,10 +74,9 @@ def test_subjects_of_the_whole_chain(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_lineage_grows_by_the_model_and_what_its_run_cost(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "ledger.json").write_text(json.dumps({"device": "cpu", "device_hours": 2.0, "steps": 5}))
-    given = model(weights_sha256="b", method={"stage": "pretrain"}, lineage=[{"weights_sha256": "a"}], licences=["CC0"])
-    for source in (tmp_path, tmp_path / "model"):
-        chain = lineage.inherited(given, source)
-        assert [step["weights_sha256"] for step in chain] == ["a", "b"]
-        assert chain[1]["cost"] == {"device": "cpu", "device_hours": 2.0, "flops_total": None, "energy_kwh": None}
-        assert chain[1]["licences"] == ["CC0"]
-    assert lineage.inherited(given, tmp_path / "other" / "model")[1]["cost"] is None
+    told = {"weights_sha256": "b", "method": {"stage": "pretrain"}, "lineage": [{"weights_sha256": "a"}], "licences": ["CC0"]}
+    chain = lineage.inherited(model(tmp_path / "model", **told))
+    assert [step["weights_sha256"] for step in chain] == ["a", "b"]
+    assert chain[1]["cost"] == {"device": "cpu", "device_hours": 2.0, "flops_total": None, "energy_kwh": None}
+    assert chain[1]["licences"] == ["CC0"]
+    assert lineage.inherited(model(tmp_path / "another", **told))[1]["cost"] is None, "beside a ledger, but not of that run"

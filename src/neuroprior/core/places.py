@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -95,8 +96,32 @@ def folder_at(url: str) -> Folder:
     return _folder_of(url, os.getpid())
 
 
+class Missing(ArtifactError):
+    """A file is not at the address."""
+
+
+class Unreachable(ArtifactError):
+    """The other side does not answer as it should."""
+
+
 class _Unsound(Exception):
     """A file did not arrive as it was written."""
+
+
+OTHER_TROUBLES = {
+    "httpx": "HTTPError",
+    "httpx2": "HTTPError",
+    "aiohttp": "ClientError",
+    "requests": "RequestException",
+    "botocore.exceptions": "BotoCoreError",
+}
+"""Libraries that drivers stand on -> the root of their own errors."""
+
+
+def _troubles() -> tuple[type[Exception], ...]:
+    """What drivers raise where something is wrong on the way: errors of the system, and those of the libraries that are in use."""
+    used = ((sys.modules.get(library), name) for library, name in OTHER_TROUBLES.items())
+    return (OSError, *(getattr(library, name) for library, name in used if library is not None))
 
 
 class Folder:
@@ -130,18 +155,19 @@ class Folder:
         """A small file's content.
 
         Raises:
-            ArtifactError: it is not there, or cannot be read.
+            Missing: it is not there.
+            Unreachable: it cannot be read.
         """
         try:
             return self.files.cat_file(f"{self.root}/{name}")
-        except OSError as error:
+        except _troubles() as error:
             raise self._trouble(name, error) from None
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
         try:
             return self.files.exists(f"{self.root}/{name}")
-        except OSError as error:
+        except _troubles() as error:
             raise self._trouble(name, error) from None
 
     def get(self, name: str, target: Path, sound: Callable[[Path], bool] = lambda file: True) -> bool:
@@ -152,8 +178,8 @@ class Folder:
                     self.files.get_file(f"{self.root}/{name}", str(temporary))
                 except FileNotFoundError as error:
                     raise self._trouble(name, error) from None
-                except OSError as error:
-                    if error.errno is not None and error.filename == str(temporary):
+                except _troubles() as error:
+                    if isinstance(error, OSError) and error.errno is not None and error.filename == str(temporary):
                         raise
                     raise self._trouble(name, error) from None
                 if not sound(temporary):
@@ -168,7 +194,7 @@ class Folder:
         try:
             self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
             self.files.put_file(str(source), place)
-        except OSError as error:
+        except _troubles() as error:
             raise self._trouble(name, error) from None
 
     def remove(self, name: str) -> None:
@@ -177,7 +203,7 @@ class Folder:
             self.files.rm_file(f"{self.root}/{name}")
         except FileNotFoundError:
             pass
-        except OSError as error:
+        except _troubles() as error:
             raise self._trouble(name, error) from None
 
     def sizes(self, under: str) -> dict[str, int]:
@@ -192,13 +218,13 @@ class Folder:
             if not self.files.exists(place):
                 return {}
             found = self.files.find(place, detail=True)
-        except OSError as error:
+        except _troubles() as error:
             raise self._trouble(under, error) from None
         return {name[len(self.root) + 1 :] if name.startswith(self.root) else name: facts for name, facts in found.items()}
 
-    def _trouble(self, name: str, error: OSError) -> ArtifactError:
+    def _trouble(self, name: str, error: Exception) -> ArtifactError:
         missing = isinstance(error, FileNotFoundError)
-        return ArtifactError(
+        return (Missing if missing else Unreachable)(
             "a file is missing there" if missing else "the other side does not answer as it should",
             file=f"{self.url.rstrip('/')}/{name}", got=None if missing else str(error) or type(error).__name__,
             next_step="check the address, and that you may read and write there; then run the same command again: it resumes",

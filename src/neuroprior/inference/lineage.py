@@ -15,17 +15,12 @@ from .model import Model
 logger = logging.getLogger(__name__)
 
 
-def inherited(model: Model, source: Path) -> list[dict[str, Any]]:
-    """The lineage of a model that starts from this one, oldest first.
-
-    Args:
-        model: as it was loaded.
-        source: the folder that was given, a run or a model; a run's ledger tells what the weights cost.
-    """
+def inherited(model: Model) -> list[dict[str, Any]]:
+    """The lineage of a model that starts from this one, oldest first; the ledger of its run tells what the weights cost."""
     info = model.info
     return [*info["lineage"], {
         "weights_sha256": info["weights_sha256"], "method": info["method"], "data": info["data"], "licences": info["licences"],
-        "cost": _cost(source),
+        "cost": _cost(model.folder),
     }]  # fmt: skip
 
 
@@ -89,10 +84,10 @@ def _option(name: str, value: Any) -> str:
     return f"--{name.removesuffix('_mm')} {value}"
 
 
-def _cost(source: Path) -> dict[str, Any] | None:
-    """What the run of an earlier model cost, to be carried on; None where its ledger is not beside it."""
-    book = next((place / "ledger.json" for place in (source, source.parent) if (place / "ledger.json").is_file()), None)
-    if book is None:
+def _cost(folder: Path) -> dict[str, Any] | None:
+    """What the run of an earlier model cost, to be carried on; None where it does not lie in its run."""
+    book = folder.parent / "ledger.json"
+    if folder.name != "model" or not book.is_file():
         return None
     found = artifacts.read_json(book)
     return {key: found.get(key) for key in ("device", "device_hours", "flops_total", "energy_kwh")}

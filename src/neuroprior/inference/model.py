@@ -27,6 +27,7 @@ from ..core import artifacts, seeds, shelf
 from ..core.config import parse
 from ..core.conforming import ConformSpec
 from ..core.errors import ArtifactError, ConfigError
+from ..core.places import Place
 from ..core.representation import Fused, Representation, fuse
 
 if TYPE_CHECKING:
@@ -299,11 +300,12 @@ def build_head(name: str, config: Mapping[str, Any], *, where: Path | None = Non
     return module.build(parse(module.Config, config, where=where))
 
 
-def load(folder: str | Path, *, device: str = "cpu") -> Model:
+def load(folder: Place, *, device: str = "cpu") -> Model:
     """The model in a folder, ready to use.
 
     Args:
-        folder: a model folder, a run folder that holds one, or an ensemble's folder.
+        folder: a model folder, a run folder that holds one, an ensemble's folder, or the address of one (``hf://ORG/NAME``,
+            ``s3://bucket/folder``), which is brought to the cache folder of this machine first.
         device: where to put the weights.
 
     Raises:
@@ -312,7 +314,9 @@ def load(folder: str | Path, *, device: str = "cpu") -> Model:
     from safetensors.torch import load_file
 
     from . import ensemble
+    from .elsewhere import at_hand
 
+    folder = at_hand(folder)
     if ensemble.is_ensemble(folder):
         return ensemble.load(folder, device=device)
     path = resolve(folder)
@@ -403,6 +407,13 @@ def _card(info: Mapping[str, Any]) -> str:
         ("licences of the training data", "; ".join(info["licences"]) or "not stated"),
         ("weights sha256", info["weights_sha256"]),
     ]
+    source, before = info["method"].get("source"), info["lineage"]
+    if source:
+        found = (source.get(name) for name in ("tool", "method", "dataset", "file"))
+        rows.insert(2, ("converted from", ", ".join(str(value) for value in found if value)))
+    if before:
+        stages = (f"{step.get('method', {}).get('stage', 'a model')} [{step['weights_sha256'][:12]}]" for step in before)
+        rows.insert(2, ("started from", ", then ".join(stages)))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 library_name: neuroprior

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     from ..assessments.contamination import Pair
     from ..assessments.shortcuts import Finding
@@ -92,7 +94,7 @@ def audit(
     out: Path = Path("audit.parquet"),
     target: list[str] | None = None,
     against: list[Path] | None = None,
-    model: list[Path] | None = None,
+    model: list[Place] | None = None,
     voxels: int = 200,
     duplicates: bool = True,
     contrast: str | None = None,
@@ -238,14 +240,15 @@ def _estimate(todo: list[str], whole: int, sampled: int, cores: int) -> str:
     )
 
 
-def _training_hashes(path: Path) -> frozenset[str]:
+def _training_hashes(path: Place) -> frozenset[str]:
     """The hashes of the subjects that a model and those it came from were trained on."""
     from ..core import artifacts
     from ..core.errors import ArtifactError
+    from ..inference.elsewhere import at_hand
     from ..inference.lineage import subject_hashes
     from ..inference.model import DESCRIPTION, resolve
 
-    file = resolve(path) / DESCRIPTION
+    file = resolve(at_hand(path)) / DESCRIPTION
     info = artifacts.read_json(file)
     hashes = subject_hashes(info)
     if not hashes:

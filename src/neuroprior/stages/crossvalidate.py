@@ -74,7 +74,7 @@ def crossvalidate(
 
     Args:
         store: prepared store, or the address of one, with labels or participants columns.
-        from_: run or model folder to start from, or "scratch".
+        from_: run or model folder to start from, or the address of one (hf://ORG/NAME), or "scratch".
         task: segmentation, classification or regression.
         target: label name (segmentation) or participants column (classification, regression).
         out: folder of runs, tables and the ensemble.

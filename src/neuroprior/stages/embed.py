@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     from ..core.records import Score
     from ..inference.model import Model
@@ -64,7 +66,7 @@ class EmbedSummary:
 
 
 def embed(
-    model: Path,
+    model: Place,
     inputs: list[str],
     out: Path = Path("embeddings"),
     split: str | None = None,
@@ -80,7 +82,7 @@ def embed(
     """Turn every scan into one vector with a frozen model.
 
     Args:
-        model: model or run folder, pretrained or fine-tuned.
+        model: model or run folder, pretrained or fine-tuned, or the address of one (hf://ORG/NAME).
         inputs: NIfTI files, CONTRAST=FILE, BIDS folders, or an index; a file's contrast need not be known.
         out: folder of the vectors and their table.
         split: only the scans of this split (train, val, test) of an index.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     from ..bridges._check import Finding
 
@@ -62,7 +64,7 @@ class ExportSummary:
 
 def export(
     what: Literal["challenge", "nnssl", "check"],
-    source: Path,
+    source: Place,
     protocol: str | None = None,
     task: str | None = None,
     out: Path | None = None,
@@ -77,7 +79,7 @@ def export(
 
     Args:
         what: challenge, nnssl or check.
-        source: the model or run folder (challenge, nnssl), or the exported folder (check).
+        source: the model or run folder, or its address (challenge, nnssl), or the exported folder (check).
         protocol: the challenge's rules; see neuroprior list protocols.
         task: the task's number or name.
         out: where the exported folder goes.
@@ -100,7 +102,9 @@ def export(
 
     from ..core import artifacts
     from ..core.errors import ConfigError
+    from ..inference.elsewhere import at_hand
 
+    source = at_hand(source)
     if what == "check":
         if protocol or task or out or partial:
             raise ConfigError("export check takes only the exported folder, --seconds, --memory-gb and --full-size")

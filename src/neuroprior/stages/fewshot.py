@@ -82,7 +82,7 @@ def fewshot(
 
     Args:
         store: prepared store, or the address of one, with labels or participants columns; its test split is tested on where it has one.
-        from_: run or model folder to start from, or "scratch".
+        from_: run or model folder to start from, or the address of one (hf://ORG/NAME), or "scratch".
         task: segmentation, classification or regression.
         target: label name (segmentation) or participants column (classification, regression).
         out: folder of the runs, the table and the picture.

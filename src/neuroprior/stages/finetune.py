@@ -76,7 +76,7 @@ def finetune(
 
     Args:
         store: prepared store, or the address of one, with labels or participants columns; its train split is learned from, val only watched.
-        from_: run or model folder to start from, or "scratch".
+        from_: run or model folder to start from, or the address of one (hf://ORG/NAME), or "scratch".
         task: segmentation, classification or regression.
         target: label name (segmentation) or participants column (classification, regression).
         contrasts: comma-separated names, for example T1w,FLAIR or SWI_OR_T2STAR; all of the store by default.

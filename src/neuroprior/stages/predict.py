@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.places import Place
+
 if TYPE_CHECKING:
     from ..inference.model import Model
     from ..inference.predictor import CaseInput, CaseOutput, Prepared
@@ -48,7 +50,7 @@ class PredictSummary:
 
 
 def predict(
-    model: Path,
+    model: Place,
     inputs: list[str],
     out: Path = Path("predictions"),
     split: str | None = None,
@@ -71,7 +73,7 @@ def predict(
     """Predict in native space from a model folder.
 
     Args:
-        model: model folder, a run folder that holds one, or an ensemble's folder.
+        model: model folder, a run folder that holds one, an ensemble's folder, or the address of one (hf://ORG/NAME).
         inputs: scans by contrast (T1w=a.nii.gz FLAIR=b.nii.gz, together one case), NIfTI files, BIDS folders, or an index.
         out: folder of the BIDS derivative.
         split: only the cases of this split (train, val, test) of an index.

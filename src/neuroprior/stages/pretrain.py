@@ -29,7 +29,7 @@ def pretrain(
     Args:
         store: prepared store, or the address of one; its train split is learned from, val only watched, test never touched.
         recipe: name on the recipes shelf, or a YAML file.
-        from_: run or model folder whose net and weights it goes on from, for example one of neuroprior convert; the recipe's own net is then not
+        from_: run or model folder, or its address (hf://ORG/NAME), whose net and weights it goes on from, for example one of neuroprior convert; the recipe's own net is then not
             built. Settings of the net may only change what its weights mean, such as net.split=channels.
         anatomy: table of anatomical volumes made by neuroprior anatomy, for objectives that learn from it.
         out: run folder; an interrupted run there is resumed.
@@ -152,7 +152,7 @@ def pretrain(
         "stage": "pretrain", "recipe": recipe, "objective": settings.objective_name, "settings": settings.plain(),
         "patch": list(settings.data.size), "steps": config.steps, "seed": config.seed,
     } | ({} if given is None else {"initialised_from": "pretrained"})  # fmt: skip
-    ancestors = [] if given is None or from_ is None else lineage.inherited(given, Path(from_))
+    ancestors = [] if given is None else lineage.inherited(given)
     known = () if given is None else given.contrasts
 
     still = PairDataset(

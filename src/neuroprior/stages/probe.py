@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.places import Place
+from ..core.places import Place, is_address
 
 if TYPE_CHECKING:
     from ..core.records import Score
@@ -51,7 +51,7 @@ class ProbeSummary:
 
 
 def probe(
-    models: list[Path],
+    models: list[Place],
     store_: Place,
     out: Path = Path("probes.parquet"),
     split: str = "test",
@@ -68,7 +68,7 @@ def probe(
     """Ask frozen models who, what and which contrast their halves tell, beside rows that know nothing.
 
     Args:
-        models: model folders, or run folders that hold one.
+        models: model folders, run folders that hold one, or addresses of them (hf://ORG/NAME).
         store_: store of the scans, or its address, prepared as the models want it.
         out: the table (Parquet); its draws and pictures are written beside it.
         split: subjects that are asked about.
@@ -98,8 +98,9 @@ def probe(
     from ..assessments import disentanglement as assessment
     from ..core.config import parse
     from ..core.contrasts import canonical
-    from ..core.errors import ConfigError, InputError
+    from ..core.errors import InputError
     from ..data.store import Store
+    from ..inference.lineage import require_preparation
     from ..inference.model import load
 
     names = [_name(path) for path in models]
@@ -109,11 +110,7 @@ def probe(
     nets = {}
     for name, path in zip(names, models, strict=True):
         model = load(path, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        if model.spec != opened.spec:
-            raise ConfigError(
-                "the store was not prepared as this model wants it", file=model.folder, expected=model.spec.model_dump(mode="json"),
-                got=opened.spec.model_dump(mode="json"), next_step="prepare the index with the model's spacing, crop and normalisation",
-            )  # fmt: skip
+        require_preparation(model, opened.spec, opened.info["steps"], opened.path)
         nets[name] = model.net
     wanted = [canonical(part.strip()) for part in contrasts.split(",") if part.strip()] if contrasts else None
     config = parse(
@@ -135,9 +132,9 @@ def probe(
     return ProbeSummary(out, headlines, pictures)
 
 
-def _name(path: Path) -> str:
+def _name(path: Place) -> str:
     """A run's or model folder's name; that of the run for the ``model`` folder inside it."""
-    absolute = Path(path).absolute()
+    absolute = Path(str(path).partition("://")[2]) if is_address(path) else Path(path).absolute()
     return absolute.parent.name if absolute.name == "model" else absolute.name
 
 

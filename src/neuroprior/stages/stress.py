@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.places import Place, is_address
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -41,7 +43,7 @@ class StressSummary:
 
 
 def stress(
-    model: Path,
+    model: Place,
     index: Path,
     out: Path = Path("stress"),
     split: str | None = "test",
@@ -58,7 +60,7 @@ def stress(
     """Score a model on the scans of an index as they are and under artefacts of MRI (the ROOD-MRI protocol).
 
     Args:
-        model: model folder, a run folder that holds one, or an ensemble's folder.
+        model: model folder, a run folder that holds one, an ensemble's folder, or the address of one (hf://ORG/NAME).
         index: index with labels or columns of the model's target.
         out: folder: scores.parquet, draws.json, pictures/; finished conditions are kept when the command is run again.
         split: cases of this split (train, val, test); an empty text takes all.
@@ -109,7 +111,7 @@ def stress(
     logger.info("%d cases under %d conditions", len(found), len(conditions))
     task = loaded.task
     settings = presets.preset(preset, loaded.net)
-    context = Context(name or model.resolve().name, task["name"], task["target"], rule=rule, seed=seed)
+    context = Context(name or _name(model), task["name"], task["target"], rule=rule, seed=seed)
     identity = {
         "model": str(loaded.info["weights_sha256"]), "cases": [item.case.case for item in found], "config": config.model_dump(mode="json"),
         "predict": settings.model_dump(mode="json"), "rule": rule,
@@ -156,6 +158,11 @@ def stress(
     write_scores([*rows, *made], out / "scores.parquet", facts)
     headlines = tuple(row for row in made if row.metric.endswith("degradation"))
     return StressSummary(out / "scores.parquet", headlines, len(found))
+
+
+def _name(model: Place) -> str:
+    """The last part of a path or an address."""
+    return Path(model).resolve().name if not is_address(model) else str(model).rstrip("/").rpartition("/")[2]
 
 
 def _renamed(row: Score, model: str) -> Score:

@@ -117,7 +117,7 @@ def fine_tune(
         if scratch:
             net = models.build_net(net_name, net_config)
         else:
-            lineage = descent.inherited(given, Path(source))
+            lineage = descent.inherited(given)
             descent.tell_overlap(
                 given.info, (s.subject for s in store.sessions if finetuning.split_of(s, split) == "test"), source
             )
