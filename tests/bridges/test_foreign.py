@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.bridges.foreign import (
@@ -24,6 +25,7 @@ from tests.bridges.foreign import (
 )  # fmt: skip
 
 from neuroprior.bridges import _foreign, nnssl
+from neuroprior.core import shelf
 from neuroprior.core.errors import ArtifactError, ConfigError, NeuropriorError
 from neuroprior.inference import model as models
 from neuroprior.stages.convert import convert
@@ -35,6 +37,11 @@ from neuroprior.stages.pretrain import pretrain
 
 def image(*size: int) -> torch.Tensor:
     return torch.randn((1, 1, *size), generator=torch.Generator().manual_seed(2))
+
+
+def zyx(array: torch.Tensor) -> torch.Tensor:
+    """(B, C, x, y, z) as nnssl has it, and back."""
+    return array.permute(0, 1, 4, 3, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ what is computed
@@ -51,10 +58,28 @@ def test_a_residual_unet_computes_what_it_did(tmp_path: Path, monkeypatch: pytes
     assert (done.bridge, done.share, done.drawn) == ("nnssl", 1.0, 0)
     ours, x = models.load(tmp_path / "model").net.double(), image(32, 32, 64).double()
     code = ours.encode(x)
-    torch.testing.assert_close(ours.reconstruct(code, x.shape[2:]), theirs.double()(x), atol=1e-9, rtol=1e-9)
-    for mine, other in zip(code.stages, theirs.maps(x), strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(ours.reconstruct(code, x.shape[2:]), zyx(theirs.double()(zyx(x))), atol=1e-9, rtol=1e-9)
+    for mine, other in zip(code.stages, theirs.maps(zyx(x)), strict=True):
+        torch.testing.assert_close(mine, zyx(other), atol=1e-9, rtol=1e-9)
     assert code.contrast.shape[1] == 0
+
+
+@pytest.mark.parametrize("forward", [[0, 1, 2], [2, 0, 1], [1, 0, 2]])
+@torch.no_grad()
+def test_axes_mean_the_same(tmp_path: Path, forward: list[int]) -> None:
+    """A scan on its way to their net: read as (z, y, x), then transposed as the plan says."""
+    theirs, plan = shaken(ResidualUNet(FEATURES, BLOCKS)).double(), nnssl_plan()
+    plan["pretrain_plan"]["transpose_forward"] = forward
+    plan["recommended_downstream_patchsize"] = [16, 32, 48]
+    convert(nnssl_checkpoint(theirs, tmp_path / "c.pth", plan), tmp_path / "model", "T1w")
+    loaded = models.load(tmp_path / "model")
+    ours, scan = loaded.net.double(), image(16, 32, 48).double()
+    read = scan[0, 0].numpy().transpose(2, 1, 0)
+    prepared = torch.from_numpy(read.transpose(forward).copy())[None, None]
+    answer = theirs(prepared)[0, 0].numpy().transpose(np.argsort(forward)).transpose(2, 1, 0)
+    torch.testing.assert_close(ours.reconstruct(ours.encode(scan), scan.shape[2:])[0, 0].numpy(), answer, atol=1e-9, rtol=1e-9)
+    box = np.zeros([16, 32, 48]).transpose(np.argsort(forward)).transpose(2, 1, 0)  # theirs, on the way back
+    assert box.shape == tuple(loaded.info["method"]["patch"])
 
 
 @torch.no_grad()
@@ -101,7 +126,9 @@ def test_size_l_of_the_library_itself(tmp_path: Path) -> None:
     ours.lay_out(torch.device("cpu"), torch.channels_last_3d)
     x = image(64, 32, 64).double()
     with torch.no_grad():
-        torch.testing.assert_close(ours.reconstruct(ours.encode(x), x.shape[2:]), theirs.double()(x), atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(
+            ours.reconstruct(ours.encode(x), x.shape[2:]), zyx(theirs.double()(zyx(x))), atol=1e-9, rtol=1e-9
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- the account
@@ -174,7 +201,9 @@ def test_an_encoder_alone(tmp_path: Path) -> None:
     assert 0 < done.share < 1
     x = image(16, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(models.load(done.out).net.encode(x).stages[-1], theirs.maps(x)[-1], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            models.load(done.out).net.encode(x).stages[-1], zyx(theirs.maps(zyx(x))[-1]), atol=1e-4, rtol=1e-3
+        )
 
 
 def test_the_decoder_is_drawn_alike_and_the_callers_randomness_stays(tmp_path: Path) -> None:
@@ -299,7 +328,19 @@ def test_other_mistakes(tmp_path: Path) -> None:
 
 
 def test_the_bridges_that_lead_here() -> None:
-    assert _foreign.importers() == ["fomo25", "nnssl"]
+    assert {"fomo25", "nnssl"} <= set(_foreign.importers())
+
+
+@pytest.mark.parametrize("name", shelf.names("bridges"))
+def test_every_bridge_leads_somewhere(name: str, tmp_path: Path) -> None:
+    module = shelf.load("bridges", name)
+    assert hasattr(module, "write") or name in _foreign.importers()
+    assert shelf.about("bridges", name)
+    if name in _foreign.importers():
+        assert not module.recognises({})
+        assert not module.recognises({"state_dict": None, "network_weights": None, "init_args": {"plans": {}}})
+        with pytest.raises(NeuropriorError):
+            module.translate({"state_dict": {}, "network_weights": {}}, tmp_path / "c.pth", _foreign.Wishes())
 
 
 # ------------------------------------------------------------------------------------------------------- what it is good for

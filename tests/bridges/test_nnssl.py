@@ -26,7 +26,7 @@ def saved(folder: Path, spec: ConformSpec | None = None, **settings: Any) -> Pat
     net = shaken(resenc.build(resenc.Config.model_validate({"features": FEATURES, "blocks": BLOCKS} | settings)))
     return models.save(
         folder, net=net, net_name="resenc", net_config=net.config.model_dump(mode="json"), spec=spec or ConformSpec(order=3),
-        contrasts=["T1w", "FLAIR"], kind="pretrained", method={"objective": "mae", "patch": [32, 32, 32]}, data={"datasets": ["lab"]},
+        contrasts=["T1w", "FLAIR"], kind="pretrained", method={"objective": "mae", "patch": [32, 32, 48]}, data={"datasets": ["lab"]},
     )  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def test_the_librarys_net_takes_every_weight_and_computes_the_same(
     theirs: Any = ResidualUNet(FEATURES, BLOCKS, skips)
     theirs.load_state_dict(content["network_weights"], strict=True)
     ours, x = models.load(model).net.double(), torch.randn(1, 1, 32, 16, 32, dtype=torch.float64)
-    torch.testing.assert_close(theirs.double()(x), ours.reconstruct(ours.encode(x), x.shape[2:]), atol=1e-9, rtol=1e-9)
+    answer = theirs.double()(x.permute(0, 1, 4, 3, 2)).permute(0, 1, 4, 3, 2)  # its arrays are (z, y, x)
+    torch.testing.assert_close(answer, ours.reconstruct(ours.encode(x), x.shape[2:]), atol=1e-9, rtol=1e-9)
     assert json.loads((tmp_path / "out" / nnssl.BESIDE).read_text()) == content["nnssl_adaptation_plan"]
 
 
@@ -58,7 +59,9 @@ def test_there_and_back(tmp_path: Path, split: str, run_cli: Callable[..., Compl
     before, after = models.load(model), models.load(back.out)
     assert before.info["net"]["config"] == after.info["net"]["config"] | {"size": before.info["net"]["config"]["size"]}
     assert before.spec == after.spec
-    assert after.info["method"]["patch"] == [32, 32, 32]
+    assert after.info["method"]["patch"] == [32, 32, 48]
+    plan = json.loads((tmp_path / "out" / nnssl.BESIDE).read_text())
+    assert plan["recommended_downstream_patchsize"] == [48, 32, 32]
     for name, value in before.net.state_dict().items():
         torch.testing.assert_close(after.net.state_dict()[name], value, rtol=0, atol=0)
 

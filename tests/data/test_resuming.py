@@ -18,7 +18,7 @@ import pytest
 from neuroprior.core import artifacts, nifti
 from neuroprior.core.errors import ArtifactError
 from neuroprior.core.volume import Volume
-from neuroprior.data import sessions
+from neuroprior.data import sessions, verifying
 from neuroprior.data.index import read_index, write_index
 from neuroprior.data.preparing import PrepareConfig, source_of
 from neuroprior.data.rows import Rows
@@ -279,3 +279,22 @@ def test_of_two_runs_with_other_settings_at_one_moment_one_is_refused(
         thread.join()
     assert "another store lies here, prepared with other settings" in outcomes
     assert store("verify", tmp_path / "store").exit_code == 0
+
+
+def test_half_written_files_of_a_killed_run_are_no_sessions(balls: Balls, tmp_path: Path) -> None:
+    """Killed in the middle of a write: the temporary file has the ending of a session."""
+    index, out = balls(2, ("T1w",)), tmp_path / "store"
+    wanted = prepare(index, out, spacing="4", workers=1, timeout=0).store_hash
+    one = session_file(out, Rows(index).keys[0])
+    (out / artifacts.MARKER).unlink()
+    half = one.with_name(f".{one.stem}-ib1qa5_5.nps")
+    half.write_bytes(one.read_bytes()[:100])
+    one.with_name(f".{one.stem}-ab12cd34.again").write_bytes(b"")
+    one.unlink()
+    assert prepare(index, out, spacing="4", workers=1, timeout=0).store_hash == wanted
+    assert not list((out / "sessions").rglob(".*"))
+    half.write_bytes(b"half")
+    assert verifying.damages(out) == {}
+    (out / "sessions.parquet").write_bytes(b"")  # nobody says which sessions there are but their files
+    (out / "index.parquet").unlink()
+    assert half.name not in verifying.damages(out)

@@ -132,7 +132,7 @@ def test_what_an_address_is(text: str, wanted: bool) -> None:
     assert places.is_address(text) is wanted
 
 
-@pytest.mark.parametrize("command", [["audit", "s3://b/index.parquet"], ["predict", "s3://b/model", "scans", "--out", "o"], ["report", "file:///x"]])  # fmt: skip
+@pytest.mark.parametrize("command", [["audit", "s3://b/index.parquet"], ["predict", "model", "scans", "--out", "s3://b/o"], ["report", "file:///x"]])  # fmt: skip
 def test_an_address_where_a_path_is_wanted_is_refused_and_makes_no_folder(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,10 @@ Wald et al., "Revisiting MAE pre-training for 3D medical image segmentation" (ar
 self-supervised learning" (arXiv 2412.17041). A checkpoint carries ``network_weights`` and ``nnssl_adaptation_plan``; where the plan is not in
 the file, ``adaptation_plan.json`` beside it is read.
 
-Departures: their intensities are z-scored over the whole scan, ours over the head; their scans keep the axes of their file, ours are brought to
+Their arrays run (z, y, x), further permuted by the plan's ``transpose_forward``, and ours (x, y, z): kernels are turned on the way, so that a scan means the
+same to both. A net of ours answers a scan as theirs answers its transpose.
+
+Departures: their intensities are z-scored over the whole scan, ours over the head; their scans keep the orientation of their file, ours are brought to
 RAS+. Only the finest output is kept. Primus and other transformers have another net than ours and are refused. What is written has every name that
 the library lists, copies included, so that its own strict loading takes it; coarser outputs, which it would have for deep supervision, are zero.
 """
@@ -72,11 +75,14 @@ def translate(content: Mapping[str, Any], path: Path, wishes: Wishes) -> Foreign
     for name in [name for name in state if (found := re.match(r"decoder\.seg_layers\.(\d+)\.", name)) and found[1] != finest]:
         del state[name]
         left[name] = "an output of deep supervision"
-    spacing = wishes.spacing_mm or _spacing(plan.get("pretrain_plan") or {}, path)
+    pretraining = plan.get("pretrain_plan") or {}
+    axes = _axes(pretraining.get("transpose_forward") or (0, 1, 2), path)
+    state = {name: _turned(value, axes) for name, value in state.items()}
+    spacing = wishes.spacing_mm or _spacing(pretraining, path)
     config = {"features": list(features), "blocks": list(blocks), "skips": skips, **split(wishes)}
     origin = {
         "tool": "nnssl", "method": str(content.get("trainer_name") or plan.get("trainer_name") or "unknown"),
-        "epoch": content.get("current_epoch"), "dataset": (plan.get("pretrain_plan") or {}).get("dataset_name"),
+        "epoch": content.get("current_epoch"), "dataset": pretraining.get("dataset_name"),
     }  # fmt: skip
     patch = plan.get("recommended_downstream_patchsize")
     notes = (
@@ -84,7 +90,7 @@ def translate(content: Mapping[str, Any], path: Path, wishes: Wishes) -> Foreign
     )
     return Foreign(
         "resenc", config, state, ConformSpec(spacing_mm=spacing, order=3), origin,
-        tuple(int(n) for n in patch) if patch else None, left, notes,
+        tuple(int(patch[axis]) for axis in axes) if patch else None, left, notes,
     )  # fmt: skip
 
 
@@ -136,9 +142,9 @@ def write(source: Path, out: Path) -> tuple[str, ...]:
 
 
 def _listed(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """The weights under all names that the library has for them, detached."""
+    """The weights under all names that the library has for them, detached, for arrays (z, y, x)."""
     finest = len(config.features) - 2
-    made = {name: value.detach().clone() for name, value in state.items()}
+    made = {name: _turned(value.detach(), (2, 1, 0)).clone() for name, value in state.items()}
     output = next((name.removesuffix(".weight") for name in made if re.match(r"decoder\.seg_layers\.\d+\.weight", name)), None)
     if output and not config.skips:
         for part in ("weight", "bias"):
@@ -160,7 +166,7 @@ def _plan(config: Any, spec: ConformSpec, info: Mapping[str, Any]) -> dict[str, 
     """The adaptation plan: which net, how scans are prepared, where the encoder lies."""
     n = len(config.features)
     named = (config.features, config.blocks) == SIZES["L"]
-    edges = [int(edge) for edge in info["method"].get("patch") or (info.get("task") or {}).get("window") or (160, 160, 160)]
+    edges = [int(edge) for edge in info["method"].get("patch") or (info.get("task") or {}).get("window") or (160, 160, 160)][::-1]
     architecture: dict[str, Any] = {"arch_class_name": "ResEncL" if config.skips else "NoSkipResEncL", "arch_kwargs": None}
     if not named:
         if not config.skips:
@@ -263,6 +269,23 @@ def _unwrapped(state: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     if not key.endswith(f".{STAGES}"):
         raise ConfigError("no net on our shelf has this architecture", file=path, expected=f"key_to_encoder {STAGES}", got=key)
     return {name.removeprefix(key.removesuffix(STAGES)): value for name, value in state.items()}
+
+
+def _axes(forward: Sequence[int], path: Path) -> tuple[int, int, int]:
+    """Which axis of their arrays is our x, y and z: theirs are (z, y, x), then in the order of ``transpose_forward``.
+
+    Raises:
+        ConfigError: that is no permutation.
+    """
+    if sorted(forward) != [0, 1, 2]:
+        raise ConfigError("the plan's transpose_forward is no order of three axes", file=path, got=list(forward))
+    x, y, z = (list(forward).index(2 - axis) for axis in range(3))
+    return x, y, z
+
+
+def _turned(value: Tensor, axes: Sequence[int]) -> Tensor:
+    """A kernel (O, I, a, b, c) with its axes in another order; other weights as they are."""
+    return value.permute(0, 1, *(2 + axis for axis in axes)).contiguous() if value.ndim == 5 else value
 
 
 def _original(name: str) -> str:

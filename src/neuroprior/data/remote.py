@@ -21,14 +21,14 @@ from ..core import artifacts
 from ..core.errors import ArtifactError
 from ..core.places import Folder, all_at_once
 from . import sessions
-from .sessions import AGAIN, SUFFIX, session_file
+from .sessions import AGAIN, WHOLE, session_file
 from .shards import DESCRIPTION, TABLES, get_session, marker_at
 from .store import Store, hash_store, read_description
 from .table import Table
 
 logger = logging.getLogger(__name__)
 
-OURS = re.compile(r"sessions/[0-9a-f]{2}/[A-Za-z0-9_.-]+(" + re.escape(SUFFIX) + "|" + re.escape(AGAIN) + ")")
+OURS = re.compile(r"sessions/[0-9a-f]{2}/(?=[A-Za-z0-9_.-]+$)" + WHOLE.pattern)
 """Names of files that may come from the other side."""
 SENT = "sent.json"
 """What was sent of a store that is made here, with the time of each file's last change; without it (a killed run) files are sent once more."""

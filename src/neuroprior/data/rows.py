@@ -14,7 +14,7 @@ from ..core.records import BAD, Scan
 from .index import VERSION as INDEX_VERSION
 from .index import read_index
 from .preparing import PrepareConfig, source_of
-from .sessions import AGAIN, SUFFIX
+from .sessions import AGAIN, SUFFIX, WHOLE
 
 INDEX = "index.parquet"
 """The index that a store was made from, in its folder."""
@@ -105,8 +105,10 @@ def there(out: Path) -> tuple[set[str], set[str]]:
             if not folder.is_dir(follow_symlinks=False):
                 continue
             for entry in os.scandir(folder.path):
+                if not WHOLE.fullmatch(entry.name):
+                    continue
                 if entry.name.endswith(SUFFIX):
                     done.add(entry.name)
-                elif entry.name.endswith(AGAIN):
+                else:
                     again.add(entry.name.removesuffix(AGAIN) + SUFFIX)
     return done, again

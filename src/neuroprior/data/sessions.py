@@ -63,6 +63,10 @@ _THREAD, _LOCK = threading.local(), threading.Lock()
 Box = tuple[slice, slice, slice]
 
 
+WHOLE = re.compile(r".*-[0-9a-f]{16}(" + re.escape(SUFFIX) + "|" + re.escape(AGAIN) + ")")
+"""Names of what :func:`session_file` says, and none of the temporary files that a killed process leaves beside them."""
+
+
 @lru_cache(maxsize=1024)
 def session_file(root: Path, key: str) -> Path:
     """Where a session lies: 256 folders by hash, so that none holds too many; the name is safe on every file system."""

@@ -14,7 +14,7 @@ from ..core import artifacts
 from ..core.errors import ArtifactError, NeuropriorError
 from . import sessions
 from .rows import INDEX, Rows, there
-from .sessions import SUFFIX, session_file
+from .sessions import SUFFIX, WHOLE, session_file
 from .store import SCANS, hash_store, read_description
 from .table import TABLE, Table, row_of
 
@@ -155,7 +155,7 @@ def _named(out: Path, problems: dict[str, list[str]]) -> list[str]:
     """Keys that the session files themselves name, where neither index nor table can be read."""
 
     def found() -> Iterator[str]:
-        for file in sorted((out / "sessions").glob(f"*/*{SUFFIX}")):
+        for file in sorted(one for one in (out / "sessions").glob(f"*/*{SUFFIX}") if WHOLE.fullmatch(one.name)):
             try:
                 yield str(json.loads(sessions.read(file)[0])["key"])
             except ArtifactError as error:

@@ -200,7 +200,7 @@ def fine_tune(
     from ..engine.training import train  # Lightning takes seconds to import: what is wrong with a request is told before
 
     result = train(
-        supervised, training, out, loader=loader, validate=_validator(store, plan, described) if plan.validation else None,
+        supervised, training, out, loader=loader, validate=_validator(store, plan, described, training) if plan.validation else None,
         save_model=save, group_of=strategies.group_of, kept=kept,
         recipe={"stage": "finetune", "store": store.data_summary(), "task": described, "contrasts": list(plan.contrasts),
                 "from": "scratch" if scratch else lineage[-1]["weights_sha256"], "strategy": strategy,
@@ -305,8 +305,11 @@ def _recipe(name: str) -> dict[str, Any]:
     return read_yaml(name if name.endswith((".yaml", ".yml")) else shelf.path_of("recipes", name))
 
 
-def _validator(store: Store, plan: finetuning.Plan, described: Mapping[str, Any]) -> Callable[[nn.Module], dict[str, float]]:
+def _validator(
+    store: Store, plan: finetuning.Plan, described: Mapping[str, Any], training: TrainingConfig
+) -> Callable[[nn.Module], dict[str, float]]:
     """Whole-volume scores on the validation cases, on the store's grid."""
+    precision = "float32" if training.precision == "32" else "auto"
 
     def validate(trained: nn.Module) -> dict[str, float]:
         info = {"contrasts": list(plan.contrasts), "task": dict(described)}
@@ -322,7 +325,7 @@ def _validator(store: Store, plan: finetuning.Plan, described: Mapping[str, Any]
                 if isinstance(case.target, str):
                     values = plan.task.label_values
                     probability = windows.segment(
-                        model, tensor, case.contrasts, window=plan.patch, overlap=VALIDATION_OVERLAP, precision="auto"
+                        model, tensor, case.contrasts, window=plan.patch, overlap=VALIDATION_OVERLAP, precision=precision
                     )
                     probability = probability.cpu().numpy()
                     truth = class_numbers(store.read_label(case.session.key, case.target), values)
