@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 
 import neuroprior
-from neuroprior.cli import argument_help, stage_names
+from neuroprior.cli import _command, argument_help, stage_names
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -31,6 +32,36 @@ def test_every_stage_has_help_with_its_defaults(name: str, run_cli: Run) -> None
     for parameter in inspect.signature(getattr(neuroprior, name)).parameters.values():
         spelled = parameter.name.rstrip("_").replace("_", "-")
         assert f"--{spelled}" in done.stdout or spelled.upper() in done.stdout
+
+
+NEEDS = {
+    name: [option for option in _command(name).params if isinstance(option, click.Option) and option.required]
+    for name in stage_names()
+}
+
+
+@pytest.mark.parametrize("name", [name for name, needed in NEEDS.items() if needed])
+def test_an_option_that_is_needed_and_not_given_is_named_before_anything_is_done(
+    name: str, run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        one.type.choices[0] if isinstance(one.type, click.Choice) else "x"
+        for one in _command(name).params
+        if isinstance(one, click.Argument)
+    ]
+    for missing in NEEDS[name]:
+        given = [word for option in NEEDS[name] if option is not missing for word in (option.opts[0], "x")]
+        done = run_cli(name, *words, *given, cwd=tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert f"Missing option '{missing.opts[0]}'" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_needs_an_option() -> None:
+    assert {name: [option.opts[0] for option in needed] for name, needed in NEEDS.items() if name in ("prepare", "finetune", "convert")} == {
+        "prepare": ["--out"], "finetune": ["--from", "--task", "--target"], "convert": ["--out", "--contrasts"],
+    }  # fmt: skip
 
 
 def test_the_list_is_machine_readable(run_cli: Run) -> None:

@@ -142,17 +142,13 @@ def _command(name: str) -> click.Command:
             flag = f"--{spelled}/--no-{spelled}"
             parameters.append(click.Option([flag, parameter.name], default=default, help=text, show_default=True))
         else:
-            default = None if parameter.default is parameter.empty else parameter.default
+            required = parameter.default is parameter.empty
+            given: dict[str, Any] = (
+                {"required": True} if required else {"default": parameter.default}
+            )  # None would do for an answer
+            told = not required and parameter.default is not None
             parameters.append(
-                click.Option(
-                    [f"--{spelled}", parameter.name],
-                    type=kind,
-                    default=default,
-                    multiple=many,
-                    help=text,
-                    required=parameter.default is parameter.empty,
-                    show_default=default is not None,
-                )  # fmt: skip
+                click.Option([f"--{spelled}", parameter.name], type=kind, multiple=many, help=text, show_default=told, **given)
             )
     summary = inspect.getdoc(function) or ""
     return click.Command(
