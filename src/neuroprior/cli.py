@@ -143,9 +143,8 @@ def _command(name: str) -> click.Command:
             parameters.append(click.Option([flag, parameter.name], default=default, help=text, show_default=True))
         else:
             required = parameter.default is parameter.empty
-            given: dict[str, Any] = (
-                {"required": True} if required else {"default": parameter.default}
-            )  # None would do for an answer
+            # click takes a default that is named, None too, for an answer
+            given: dict[str, Any] = {"required": True} if required else {"default": parameter.default}
             told = not required and parameter.default is not None
             parameters.append(
                 click.Option([f"--{spelled}", parameter.name], type=kind, multiple=many, help=text, show_default=told, **given)

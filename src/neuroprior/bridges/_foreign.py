@@ -52,10 +52,10 @@ class Foreign:
 
     Attributes:
         net_name, net_config: the net on our shelf, as plain data.
-        state: our name -> weight.
+        state: our name -> weight; kernels are (out, in, x, y, z), as ours are.
         spec: how the scans were prepared, as nearly as we can.
         origin: plain data on where the weights come from: tool, method, epoch ...
-        patch: edge lengths in voxels of the boxes that it was trained on, or recommends.
+        patch: edge lengths (x, y, z) in voxels of the boxes that it was trained on, or recommends.
         left_out: their name -> why it has no place here.
         notes: what a user should know.
     """
@@ -137,9 +137,8 @@ def read(path: Path) -> dict[str, Any]:
             raise ArtifactError("the file cannot be read as weights", file=path, got=str(error).splitlines()[0]) from None
         raise ArtifactError(
             "the file holds more than weights and plain values, and reading it would run code that it brings", file=path, got=refused[1],
-            next_step="if you trust it, write its weights alone where they were trained: "
-            f"c = torch.load({path.name!r}, weights_only=False); torch.save({{k: c[k] for k in c if k in "
-            "('network_weights', 'nnssl_adaptation_plan', 'state_dict')}, 'plain.pth')",
+            next_step="where it was trained, save its weights alone (network_weights and nnssl_adaptation_plan, or state_dict) with torch.save or as "
+            "safetensors",
         ) from None  # fmt: skip
     except (RuntimeError, EOFError, OSError) as error:
         raise ArtifactError("the file cannot be read as weights", file=path, got=str(error).splitlines()[0]) from None
@@ -180,7 +179,7 @@ def weights(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Tenso
     return made
 
 
-def same(state: dict[str, Tensor], originals: Mapping[str, str], path: Path) -> dict[str, str]:
+def drop_copies(state: dict[str, Tensor], originals: Mapping[str, str], path: Path) -> dict[str, str]:
     """Take the copies out of ``state``: weights that a library lists twice, since two of its modules hold them.
 
     Args:
@@ -311,7 +310,7 @@ def save(
     )  # fmt: skip
 
 
-def split(wishes: Wishes) -> dict[str, Any]:
+def split_settings(wishes: Wishes) -> dict[str, Any]:
     """The net's settings of a split by channels, or of none."""
     if wishes.anatomy_share is None:
         return {"split": "none"}

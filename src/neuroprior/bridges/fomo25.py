@@ -17,7 +17,7 @@ from typing import Any
 
 from ..core.conforming import ConformSpec
 from ..core.errors import ArtifactError
-from ._foreign import Foreign, Wishes, split, weights
+from ._foreign import Foreign, Wishes, split_settings, weights
 
 WEIGHTS, PREFIX = "state_dict", "model."
 
@@ -65,7 +65,7 @@ def translate(content: Mapping[str, Any], path: Path, wishes: Wishes) -> Foreign
     halves = state.get("latent.anatomy_mean.weight")
     config: dict[str, Any] = {
         "features": features, "convolutions": convolutions, "skips": first is not None and first.shape[1] == 2 * features[-2],
-        **(split(wishes) if halves is None else {"split": "variational", "latent": halves.shape[0]}),
+        **(split_settings(wishes) if halves is None else {"split": "variational", "latent": halves.shape[0]}),
     }  # fmt: skip
     settings = content.get("hyper_parameters") or {}
     patch = settings.get("patch_size") or (settings.get("config") or {}).get("patch_size")

@@ -28,7 +28,7 @@ from ..core.conforming import ConformSpec
 from ..core.errors import ArtifactError, ConfigError
 from ..inference import model as models
 from ..nets.resenc import SIZES
-from ._foreign import Foreign, Wishes, same, split, weights
+from ._foreign import Foreign, Wishes, drop_copies, split_settings, weights
 
 WEIGHTS, PLAN, BESIDE = "network_weights", "nnssl_adaptation_plan", "adaptation_plan.json"
 
@@ -67,11 +67,10 @@ def translate(content: Mapping[str, Any], path: Path, wishes: Wishes) -> Foreign
     features, blocks, skips = _architecture(plan.get("architecture_plans") or {}, path)
     state = weights(content, WEIGHTS, path)
     state = _unwrapped(state, str(plan.get("key_to_encoder", STAGES)), path)
-    left = same(state, {name: original for name in state if (original := _original(name)) != name}, path)
+    left = drop_copies(state, {name: original for name in state if (original := _original(name)) != name}, path)
     finest = str(len(features) - 2)
-    state = {
-        re.sub(r"^decoder\.seg_layer\.", f"decoder.seg_layers.{finest}.", name): value for name, value in state.items()
-    }  # without skips
+    # a net without skips has one output, under another name
+    state = {re.sub(r"^decoder\.seg_layer\.", f"decoder.seg_layers.{finest}.", name): value for name, value in state.items()}
     for name in [name for name in state if (found := re.match(r"decoder\.seg_layers\.(\d+)\.", name)) and found[1] != finest]:
         del state[name]
         left[name] = "an output of deep supervision"
@@ -79,7 +78,7 @@ def translate(content: Mapping[str, Any], path: Path, wishes: Wishes) -> Foreign
     axes = _axes(pretraining.get("transpose_forward") or (0, 1, 2), path)
     state = {name: _turned(value, axes) for name, value in state.items()}
     spacing = wishes.spacing_mm or _spacing(pretraining, path)
-    config = {"features": list(features), "blocks": list(blocks), "skips": skips, **split(wishes)}
+    config = {"features": list(features), "blocks": list(blocks), "skips": skips, **split_settings(wishes)}
     origin = {
         "tool": "nnssl", "method": str(content.get("trainer_name") or plan.get("trainer_name") or "unknown"),
         "epoch": content.get("current_epoch"), "dataset": pretraining.get("dataset_name"),

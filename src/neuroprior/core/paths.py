@@ -49,7 +49,7 @@ def _as_path(value: Any, name: str, *, addresses: bool) -> Any:
 
 
 ELSEWHERE = (
-    "copy it to a disk first; models can be read at an address (hf://ORG/NAME, s3://bucket/folder), stores can be read at an address by pretrain, finetune, crossvalidate, fewshot, probe, bench and store stats or view, "
-    "written by prepare --out, and copied by neuroprior store publish and fetch"
+    "copy it to a disk first; at an address can be read models (hf://ORG/NAME, s3://bucket/folder), and stores by pretrain, finetune, crossvalidate, fewshot, "
+    "probe, bench and store stats or view; stores are also written there by prepare --out, and copied by neuroprior store publish and fetch"
 )
 """What to do where an address is no use."""

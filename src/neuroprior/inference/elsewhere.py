@@ -15,11 +15,10 @@ from typing import Any
 from ..core import artifacts
 from ..core.errors import ArtifactError
 from ..core.places import Folder, Missing, Place, Unreachable, folder_at, is_address, kept_for
+from .ensemble import DESCRIPTION as ENSEMBLE
+from .model import CARD, DESCRIPTION, WEIGHTS
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS, CARD, DESCRIPTION, ENSEMBLE = "model.safetensors", "README.md", "model.json", "ensemble.json"
-"""Files of a model folder, and the description of an ensemble."""
 
 SMALL = 64 << 20
 """Bytes beyond which what is brought is told before it comes."""
@@ -54,6 +53,12 @@ def at_hand(place: Place) -> Path:
         with artifacts.atomic(kept / ENSEMBLE) as temporary:
             temporary.write_bytes(described[ENSEMBLE])
     return kept
+
+
+def name_of(place: Place) -> str:
+    """What a model is called in tables: the last part of its path or address; that of the run for the ``model`` folder inside it."""
+    path = Path(str(place).partition("://")[2]) if is_address(place) else Path(place).absolute()
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _descriptions(there: Folder) -> dict[str, bytes]:

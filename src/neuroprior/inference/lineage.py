@@ -14,6 +14,9 @@ from .model import Model
 
 logger = logging.getLogger(__name__)
 
+OPTIONS = ("spacing_mm", "crop", "normalise", "order", "antialias")
+"""Settings of a preparation that ``neuroprior prepare`` has an option for."""
+
 
 def inherited(model: Model) -> list[dict[str, Any]]:
     """The lineage of a model that starts from this one, oldest first; the ledger of its run tells what the weights cost."""
@@ -53,12 +56,12 @@ def require_preparation(model: Model, spec: ConformSpec, steps: Mapping[str, Any
     """
     if model.spec != spec:
         other = [name for name in ConformSpec.model_fields if getattr(model.spec, name) != getattr(spec, name)]
-        flags = [_option(name, getattr(model.spec, name)) for name in other]
+        flags = [_option(name, getattr(model.spec, name)) for name in other if name in OPTIONS]
         raise ConfigError(
             "the store was prepared otherwise than the model expects", file=store,
             expected=", ".join(f"{name} {getattr(model.spec, name)}" for name in other),
             got=", ".join(f"{name} {getattr(spec, name)}" for name in other),
-            next_step=f"prepare the index again with {' '.join(flags)}",
+            next_step=f"prepare the index again with {' '.join(flags) or 'the same settings, which prepare has no option for'}",
         )  # fmt: skip
     for name, wanted in model.steps.items():
         found = steps.get(name)
@@ -74,7 +77,7 @@ def require_preparation(model: Model, spec: ConformSpec, steps: Mapping[str, Any
 
 def prepared_with(spec: ConformSpec) -> str:
     """The options of ``neuroprior prepare`` that make such scans."""
-    return " ".join(_option(name, getattr(spec, name)) for name in ("spacing_mm", "crop", "normalise", "order"))
+    return " ".join(_option(name, getattr(spec, name)) for name in OPTIONS if name != "antialias" or not spec.antialias)
 
 
 def _option(name: str, value: Any) -> str:

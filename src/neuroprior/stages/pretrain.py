@@ -61,8 +61,8 @@ def pretrain(
     from ..inference import model as models
     from ..objectives._recipe import read_recipe
 
-    of_net = [one for one in set or [] if one.strip().startswith("net.")]
-    settings = read_recipe(recipe, [one for one in set or [] if from_ is None or one not in of_net])
+    of_net = [] if from_ is None else [one for one in set or [] if one.strip().startswith("net.")]
+    settings = read_recipe(recipe, [one for one in set or [] if one not in of_net])
     opened = Store.open(store)
     config = settings.training
     ranks.join(config.devices)
@@ -240,10 +240,13 @@ def _given(source: str, store: Any, assignments: list[str]) -> Any:
     return replace(given, net=net)
 
 
-def _subjects(store: Any, split: str) -> set[str]:
-    """Namespaced names of the subjects of a split."""
-    (subject, subjects), (number, splits) = store.coded("subject"), store.coded("split")
-    return {subjects[n] for n in subject[number == splits.index(split)]} if split in splits else set()
+def _subjects(store: Any, *splits: str) -> set[str]:
+    """Namespaced names of the subjects of some splits."""
+    import numpy as np
+
+    (subject, subjects), (split, names) = store.coded("subject"), store.coded("split")
+    wanted = [number for number, name in enumerate(names) if name in splits]
+    return {subjects[number] for number in subject[np.isin(split, wanted)]}
 
 
 def _in_memory(settings: Any, config: Any, dataset: Any, vram: str, out: Path) -> Any:
@@ -270,8 +273,6 @@ def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
         ConfigError: the objective learns from vectors and no table is given.
         InputError: hardly any training subject of the store is in the table.
     """
-    import numpy as np
-
     from ..core.errors import ConfigError
     from ..data.anatomy import AnatomyTable
 
@@ -282,10 +283,7 @@ def _vectors(settings: Any, store: Any, table: Path | None) -> dict[str, Any]:
                 next_step="neuroprior anatomy INDEX --out anatomy.parquet, then --anatomy anatomy.parquet; or objective.anatomy=0",
             )
         return {}
-    subject, everyone = store.coded("subject")
-    split, splits = store.coded("split")
-    numbers = [number for number, name in enumerate(splits) if name in ("train", "")]
-    train = sorted({everyone[number] for number in subject[np.isin(split, numbers)]})
+    everyone, train = store.coded("subject")[1], sorted(_subjects(store, "train", ""))
     targets = AnatomyTable.read(table).targets(settings.data.targets, train)
     found = {subject: vector for subject in sorted(everyone) if (vector := targets.vector(subject)) is not None}
     having = sum(subject in found for subject in train)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.places import Place, is_address
+from ..core.places import Place
 
 if TYPE_CHECKING:
     from ..core.records import Score
@@ -100,10 +100,11 @@ def probe(
     from ..core.contrasts import canonical
     from ..core.errors import InputError
     from ..data.store import Store
+    from ..inference.elsewhere import name_of
     from ..inference.lineage import require_preparation
     from ..inference.model import load
 
-    names = [_name(path) for path in models]
+    names = [name_of(path) for path in models]
     if len(set(names)) < len(names):
         raise InputError("two models have one name", got=", ".join(sorted({name for name in names if names.count(name) > 1})))
     opened = Store.open(store_)
@@ -130,12 +131,6 @@ def probe(
     assessment.write(made, out)
     headlines = tuple(row for row in made.scores if (row.target, row.metric) in HEADLINES)
     return ProbeSummary(out, headlines, pictures)
-
-
-def _name(path: Place) -> str:
-    """A run's or model folder's name; that of the run for the ``model`` folder inside it."""
-    absolute = Path(str(path).partition("://")[2]) if is_address(path) else Path(path).absolute()
-    return absolute.parent.name if absolute.name == "model" else absolute.name
 
 
 def _parts(splits: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.places import Place, is_address
+from ..core.places import Place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +93,7 @@ def stress(
     from ..core.errors import ArtifactError, ConfigError
     from ..data.index import read_index
     from ..inference import presets
+    from ..inference.elsewhere import name_of
     from ..inference.model import load, require_head
 
     try:
@@ -111,7 +112,7 @@ def stress(
     logger.info("%d cases under %d conditions", len(found), len(conditions))
     task = loaded.task
     settings = presets.preset(preset, loaded.net)
-    context = Context(name or _name(model), task["name"], task["target"], rule=rule, seed=seed)
+    context = Context(name or name_of(model), task["name"], task["target"], rule=rule, seed=seed)
     identity = {
         "model": str(loaded.info["weights_sha256"]), "cases": [item.case.case for item in found], "config": config.model_dump(mode="json"),
         "predict": settings.model_dump(mode="json"), "rule": rule,
@@ -158,11 +159,6 @@ def stress(
     write_scores([*rows, *made], out / "scores.parquet", facts)
     headlines = tuple(row for row in made if row.metric.endswith("degradation"))
     return StressSummary(out / "scores.parquet", headlines, len(found))
-
-
-def _name(model: Place) -> str:
-    """The last part of a path or an address."""
-    return Path(model).resolve().name if not is_address(model) else str(model).rstrip("/").rpartition("/")[2]
 
 
 def _renamed(row: Score, model: str) -> Score:

@@ -31,9 +31,8 @@ from ..engine.device import device_of
 from ..engine.phases import lengths
 from ..engine.settings import TrainingConfig
 from ..heads._covariates import encode
-from ..inference import lineage as descent
+from ..inference import lineage, windows
 from ..inference import model as models
-from ..inference import windows
 from . import _closed_form as closed_form
 from . import _finetuning as finetuning
 from . import _strategies as strategies
@@ -101,7 +100,7 @@ def fine_tune(
         )  # fmt: skip
     ranks.join(config.training.devices)
     scratch = source == "scratch" or strategy == "scratch"
-    lineage: list[dict[str, Any]] = []
+    ancestors: list[dict[str, Any]] = []
     torch.manual_seed(seeds.entropy(seed, "initialisation") % 2**63)  # the only use of the global generator: initial weights
     if source == "scratch":
         settings = _recipe(recipe)
@@ -111,14 +110,14 @@ def fine_tune(
         known: tuple[str, ...] = ()
     else:
         given = models.load(source)
-        descent.require_preparation(given, store.spec, store.info["steps"], store.path)
+        lineage.require_preparation(given, store.spec, store.info["steps"], store.path)
         net, net_name, net_config = given.net, given.info["net"]["name"], given.info["net"]["config"]
         known, patch = given.contrasts, given.info["method"].get("patch")
         if scratch:
             net = models.build_net(net_name, net_config)
         else:
-            lineage = descent.inherited(given)
-            descent.tell_overlap(
+            ancestors = lineage.inherited(given)
+            lineage.tell_overlap(
                 given.info, (s.subject for s in store.sessions if finetuning.split_of(s, split) == "test"), source
             )
     names = finetuning.expand_contrasts(contrasts, store, known)
@@ -187,7 +186,7 @@ def fine_tune(
         models.save(
             folder, net=merged(trained.net), net_name=net_name, net_config=net_config, head=trained.head, head_name=head_name,
             head_config=head_config, spec=store.spec, contrasts=plan.contrasts, kind="finetuned", task=described,
-            method=method | {"kept": dict(kept)}, data=summary, lineage=lineage,
+            method=method | {"kept": dict(kept)}, data=summary, lineage=ancestors,
         )  # fmt: skip
 
     def loader(start_sample: int, rank: int, world: int) -> Any:
@@ -203,7 +202,7 @@ def fine_tune(
         supervised, training, out, loader=loader, validate=_validator(store, plan, described, training) if plan.validation else None,
         save_model=save, group_of=strategies.group_of, kept=kept,
         recipe={"stage": "finetune", "store": store.data_summary(), "task": described, "contrasts": list(plan.contrasts),
-                "from": "scratch" if scratch else lineage[-1]["weights_sha256"], "strategy": strategy,
+                "from": "scratch" if scratch else ancestors[-1]["weights_sha256"], "strategy": strategy,
                 "settings": config.model_dump(mode="json"),
                 "split": None if split is None else artifacts.sha256_json(dict(sorted(split.items())))},
     )  # fmt: skip
