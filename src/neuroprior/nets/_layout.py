@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import _fused, _int8
+from . import _fused, _int8, _winograd
 from ._factors import Factors, convolve
 from ._fused import LAST
 
@@ -78,6 +78,8 @@ def convolved(x: Tensor, layer: nn.Conv3d, skip: Tensor | None = None) -> Tensor
         x, n = torch.cat([x, skip], 1), layer.in_channels
     if is_last(x) and _int8.applies(x, layer):
         return _int8.convolve(x, layer, skip)
+    if _on_cpu(x) and is_last(x) and _winograd.applies(x, layer):
+        return _winograd.convolve(x, layer, skip)
     y = alike(_part(x, layer, weight, 0, layer.bias), x)
     if skip is not None and n < layer.in_channels:
         y += _part(skip, layer, weight, n, None)
