@@ -11,6 +11,11 @@ from neuroprior.nets._layout import convolved
 LAST = torch.channels_last_3d
 
 
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_winograd, "FEWEST", 1)
+
+
 def maps(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=LAST)
 
@@ -54,7 +59,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
         assert torch.equal(convolved(x, layer)[1:2], convolved(x[1:2].contiguous(memory_format=LAST), layer))
 
 
-def test_where_it_does_not_apply() -> None:
+def test_where_it_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = nn.Conv3d(32, 32, 3, padding=1), maps(1, 32, 8, 8, 8)
     assert not _winograd.applies(x, layer)  # gradients are wanted
     with torch.no_grad():
@@ -65,3 +70,5 @@ def test_where_it_does_not_apply() -> None:
         assert not _winograd.applies(x, nn.Conv3d(32, 32, 1))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not _winograd.applies(x, layer)
+        monkeypatch.setattr(_winograd, "FEWEST", 8**3 + 1)
+        assert not _winograd.applies(x, layer)

@@ -26,6 +26,9 @@ BETWEEN = 1 << 22
 SMALLEST = 1 << 9
 """Products of input and output channels, at least: with fewer, the transforms cost more than they spare."""
 
+FEWEST = 1 << 12
+"""Voxels of a map, at least: with fewer, little is gained, and most of a net's weights would be kept a second time, twice as large."""
+
 # Columns stand for planes of the map, rows for products.
 _MAP = torch.tensor(
     [
@@ -62,6 +65,7 @@ def applies(x: Tensor, layer: nn.Conv3d) -> bool:
         and layer.dilation == (1, 1, 1)
         and x.shape[1] * layer.out_channels >= SMALLEST
         and x.shape[2] % OUT == 0
+        and x[0, 0].numel() >= FEWEST
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and keepable(layer)
