@@ -4,8 +4,7 @@ After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv
 planes, with their transform matrices (points 0, 1, -1, 2, -2 and infinity).
 
 Departures: the transform is taken along x alone, and what is left is a convolution of planes, for which torch (oneDNN) has fast code on
-every CPU. Transforms of the other axes too would spare more products and cost more memory traffic than they spare. A few planes are
-taken at a time, so that what is in between stays in the cache. Answers differ from torch's own by rounding, about 5e-6 of the largest
+every CPU. Transforms of the other axes too would spare more products for more memory traffic; not tried. A few planes are taken at a time, so that what is in between stays in the cache. Answers differ from torch's own by rounding, about 5e-6 of the largest
 value. Figures in ``benchmarks/README.md``.
 """
 
@@ -29,7 +28,7 @@ SMALLEST = 1 << 9
 FEWEST = 1 << 12
 """Voxels of a map, at least: with fewer, little is gained, and most of a net's weights would be kept a second time, twice as large."""
 
-# Columns stand for planes of the map, rows for products.
+# The matrices B^T, G and A^T of the paper: (product, plane of the map), (product, plane of the kernel), (plane of the answer, product).
 _MAP = torch.tensor(
     [
         [4.0, 0, -5, 0, 1, 0],
