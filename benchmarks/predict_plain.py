@@ -30,7 +30,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 import record
-from neuroprior.engine.allocator import keep_freed_memory
+from neuroprior.engine.allocator import KEPT_PREDICTING, keep_freed_memory
 from neuroprior.inference import windows
 from neuroprior.nets import _fused
 from predict import build
@@ -74,7 +74,7 @@ def ours(model: Any, images: Tensor, batch: int, precision: Any) -> Tensor:
 def worker(kind: str, shape: tuple[int, ...], batch: int, pipe: Any) -> None:
     """Predicts whenever it is asked to; answers (seconds, processor seconds, probabilities, peak resident MB)."""
     if kind in ("kept", *LOW):
-        keep_freed_memory()
+        keep_freed_memory(KEPT_PREDICTING)
     if kind == "plain":
         _fused.fast_layout = lambda _: torch.contiguous_format
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))

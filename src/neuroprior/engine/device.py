@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.precision import has_quick_bfloat16
-from .allocator import KEPT
+from .allocator import KEPT, KEPT_PREDICTING, keep_freed_memory
 from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,14 @@ def device_of(config: TrainingConfig) -> torch.device:
     if config.accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def predicting_device(wanted: str) -> str:
+    """Where this process predicts: ``wanted``, or for "auto" a GPU where there is one. On a CPU it keeps freed memory from now on."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if device == "cpu":
+        keep_freed_memory(KEPT_PREDICTING)
+    return device
 
 
 def tune_convolutions(device: torch.device) -> None:

@@ -79,7 +79,7 @@ def convolved(x: Tensor, layer: nn.Conv3d, skip: Tensor | None = None) -> Tensor
     if is_last(x) and _int8.applies(x, layer):
         return _int8.convolve(x, layer, skip)
     if _on_cpu(x) and is_last(x) and _winograd.applies(x, layer):
-        return _winograd.convolve(x, layer, skip)
+        return _winograd.convolve(x, layer, weight, skip)
     y = alike(_part(x, layer, weight, 0, layer.bias), x)
     if skip is not None and n < layer.in_channels:
         y += _part(skip, layer, weight, n, None)

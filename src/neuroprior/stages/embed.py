@@ -105,12 +105,12 @@ def embed(
     """
     import time
 
-    import torch
     from rich.progress import track
 
     from ..core import artifacts
     from ..core.contrasts import canonical
     from ..core.errors import ConfigError, InputError
+    from ..engine.device import predicting_device
     from ..inference.embedding import lengths
     from ..inference.model import load
 
@@ -118,7 +118,7 @@ def embed(
         raise ConfigError(
             "a linear probe needs --participants and --target", expected="both, and --groups if fairness is asked for"
         )
-    loaded = load(model, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    loaded = load(model, device=predicting_device(device))
     cases = _cases(inputs, loaded.contrasts, split, dataset)
     if contrasts:
         wanted = {canonical(part.strip()) for part in contrasts.split(",") if part.strip()}

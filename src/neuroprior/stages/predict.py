@@ -101,11 +101,9 @@ def predict(
         ConfigError: a setting is impossible, or the folder holds the predictions of another task.
         ArtifactError: the model folder is damaged.
     """
-    import torch
-
     from ..core import contrasts as vocabulary
     from ..core.errors import ConfigError
-    from ..engine.allocator import keep_freed_memory
+    from ..engine.device import predicting_device
     from ..inference import inputs as collecting
     from ..inference import presets
     from ..inference.calibration import Calibration
@@ -115,10 +113,7 @@ def predict(
     if overlap is not None and not 0 <= overlap < 1:
         raise ConfigError("--overlap is a share of the window", expected="0 <= overlap < 1", got=overlap)
     presets.require(preset)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if device == "cpu":
-        keep_freed_memory()
-    loaded = load(model, device=device)
+    loaded = load(model, device=predicting_device(device))
     require_head(loaded)
     config = presets.preset(
         preset, loaded.net, overlap=overlap, samples=samples, seed=seed, probabilities=probabilities, uncertainty=uncertainty

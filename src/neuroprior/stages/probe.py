@@ -93,13 +93,12 @@ def probe(
     """
     from dataclasses import replace
 
-    import torch
-
     from ..assessments import disentanglement as assessment
     from ..core.config import parse
     from ..core.contrasts import canonical
     from ..core.errors import InputError
     from ..data.store import Store
+    from ..engine.device import predicting_device
     from ..inference.elsewhere import name_of
     from ..inference.lineage import require_preparation
     from ..inference.model import load
@@ -110,7 +109,7 @@ def probe(
     opened = Store.open(store_)
     nets = {}
     for name, path in zip(names, models, strict=True):
-        model = load(path, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        model = load(path, device=predicting_device(device))
         require_preparation(model, opened.spec, opened.info["steps"], opened.path)
         nets[name] = model.net
     wanted = [canonical(part.strip()) for part in contrasts.split(",") if part.strip()] if contrasts else None

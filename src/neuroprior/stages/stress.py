@@ -82,7 +82,6 @@ def stress(
         ConfigError: an artefact or a severity is unknown.
         ArtifactError: the model is damaged, or the folder holds another stress test.
     """
-    import torch
     from rich.progress import Progress
 
     from ..assessments import robustness
@@ -92,6 +91,7 @@ def stress(
     from ..core.config import parse
     from ..core.errors import ArtifactError, ConfigError
     from ..data.index import read_index
+    from ..engine.device import predicting_device
     from ..inference import presets
     from ..inference.elsewhere import name_of
     from ..inference.model import load, require_head
@@ -104,7 +104,7 @@ def stress(
     if corruptions:
         wanted["corruptions"] = [part.strip() for part in corruptions.split(",") if part.strip()]
     config = parse(robustness.Config, wanted)
-    loaded = load(model, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    loaded = load(model, device=predicting_device(device))
     require_head(loaded)
     scans = [scan for scan in read_index(index) if not split or scan.split == split]
     found = sorted(robustness.judged(loaded, scans), key=lambda item: item.case.case)[:cases]
