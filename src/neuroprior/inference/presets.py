@@ -41,9 +41,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The three words; their cost is measured by ``benchmarks/predict.py``."""
 
-ON_QUICK_CPU: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.5, "window_batch": 2}}
-"""What presets take instead on a CPU that is quick in bfloat16, or in 8-bit integers where the net takes them: there all windows of
-``balanced`` cost ``fast`` about half the time, and the answer is that of ``balanced`` but for rounding."""
+ON_CPU: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.5, "window_batch": 2}}
+"""What presets take instead on a CPU: all windows of ``balanced``, in bfloat16 or 8-bit integers where these are quick. The answer is that
+of ``balanced`` but for rounding; where neither is quick it is the same, since fewer windows would save time and change the answer."""
 
 
 def require(name: str) -> None:
@@ -66,9 +66,8 @@ def preset(name: str, net: nn.Module, **changes: Any) -> PredictConfig:
     require(name)
     wanted = PRESETS[name]
     device = next(net.parameters()).device
-    if name in ON_QUICK_CPU and device.type == "cpu":
-        if has_quick_bfloat16(device):
-            wanted = wanted | ON_QUICK_CPU[name]
-        elif hasattr(net, "eight_bits") and has_quick_int8(device):
-            wanted = wanted | ON_QUICK_CPU[name] | {"precision": "int8"}
+    if name in ON_CPU and device.type == "cpu":
+        wanted = wanted | ON_CPU[name]
+        if hasattr(net, "eight_bits") and has_quick_int8(device) and not has_quick_bfloat16(device):
+            wanted = wanted | {"precision": "int8"}
     return parse(PredictConfig, wanted | {key: value for key, value in changes.items() if value is not None})

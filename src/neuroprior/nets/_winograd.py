@@ -112,7 +112,8 @@ def _convolved(maps: list[Tensor], kernels: list[Tensor], bias: Tensor | None) -
     """(B, out, x, y, z): the sum of the convolutions of ``maps``, each (B, C, x, y, z), by transformed ``kernels``."""
     b, _, x, y, z = maps[0].shape
     out = kernels[0].shape[3]
-    sources, answers = [_Source(part) for part in maps], _Answers(torch.empty(b, x, y, z, out))
+    answer = torch.empty(b, out, x, y, z, memory_format=torch.channels_last_3d)
+    sources, answers = [_Source(part) for part in maps], _Answers(answer)
     for n in range(b):
         for tile in range(x // OUT):
             for number, (source, kernel) in enumerate(zip(sources, kernels, strict=True)):
@@ -123,7 +124,7 @@ def _convolved(maps: list[Tensor], kernels: list[Tensor], bias: Tensor | None) -
             if bias is not None:
                 answers.products[_WITH_BIAS] += bias
             answers.write(n, tile)
-    return answers.map.permute(0, 4, 1, 2, 3)
+    return answer
 
 
 class _Convolution(torch.autograd.Function):
@@ -213,8 +214,8 @@ class _Answers:
     """A map, written in tiles of four planes from their ``products`` (36, cells * (z + 2) - 2, C)."""
 
     def __init__(self, to: Tensor) -> None:
-        self.map = to
-        _, _, y, z, channels = to.shape
+        self.map = to.permute(0, 2, 3, 4, 1)
+        _, _, y, z, channels = self.map.shape
         self.cells = y // OUT
         rows = self.cells * (z + 2) - 2  # the last row's own zeros are never made
         self.products = to.new_empty(IN * IN, rows, channels)
