@@ -43,7 +43,11 @@ def exact(x: Tensor, layer: nn.Conv3d, skip: Tensor | None) -> tuple[Tensor, lis
 @pytest.mark.parametrize("joined", [0, 24])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_it_is_the_convolution(size: tuple[int, ...], joined: int, bias: bool, gradients: bool) -> None:
+@pytest.mark.parametrize("between", [1, _winograd.BETWEEN])
+def test_it_is_the_convolution(
+    size: tuple[int, ...], joined: int, bias: bool, gradients: bool, between: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_winograd, "BETWEEN", between)
     layer = conv(32 + joined, 40, bias)
     x, skip = maps(2, 32, *size), maps(2, joined, *size, seed=1) if joined else None
     with torch.set_grad_enabled(gradients):
@@ -57,9 +61,11 @@ def test_it_is_the_convolution(size: tuple[int, ...], joined: int, bias: bool, g
 @pytest.mark.parametrize("joined", [0, 24])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format])
+@pytest.mark.parametrize("between", [1, _winograd.BETWEEN])
 def test_its_gradients_are_those_of_the_convolution(
-    size: tuple[int, ...], joined: int, bias: bool, layout: torch.memory_format
+    size: tuple[int, ...], joined: int, bias: bool, layout: torch.memory_format, between: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_winograd, "BETWEEN", between)
     layer = conv(32 + joined, 40, bias)
     x = maps(2, 32, *size).requires_grad_()
     skip = maps(2, joined, *size, seed=1).requires_grad_() if joined else None

@@ -15,6 +15,7 @@ memory as (6, cells, z + 2, C) with a zero before and after each row, which is a
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from ._packed import Packed, keepable
 
 OUT, IN, TAPS = 4, 6, 3
 """Answers along an axis that are made at a time, what they are made of, and taps of a kernel."""
+
+BETWEEN = 1 << 20
+"""Numbers of the products at a time, about: 4 MiB of the map's, and as much of the answer's."""
 
 SMALLEST = 1 << 10
 """Products of input and output channels, at least: with fewer, the transforms cost more than they spare."""
@@ -113,17 +117,18 @@ def _convolved(maps: list[Tensor], kernels: list[Tensor], bias: Tensor | None) -
     b, _, x, y, z = maps[0].shape
     out = kernels[0].shape[3]
     answer = torch.empty(b, out, x, y, z, memory_format=torch.channels_last_3d)
-    sources, answers = [_Source(part) for part in maps], _Answers(answer)
-    for n in range(b):
+    cells = _cells(*maps, answer)
+    sources, answers = [_Source(part, cells) for part in maps], _Answers(answer, cells)
+    for n, cell in itertools.product(range(b), range(0, y // OUT, cells)):
         for tile in range(x // OUT):
             for number, (source, kernel) in enumerate(zip(sources, kernels, strict=True)):
-                seen = source.read(n, tile)
+                seen = source.read(n, cell, tile)
                 for tap in range(TAPS):
                     rows = seen[:, tap : tap + answers.products.shape[1]]
                     torch.baddbmm(answers.products, rows, kernel[:, tap], beta=int(number + tap > 0), out=answers.products)
             if bias is not None:
                 answers.products[_WITH_BIAS] += bias
-            answers.write(n, tile)
+            answers.write(n, cell, tile)
     return answer
 
 
@@ -142,18 +147,19 @@ class _Convolution(torch.autograd.Function):
         """Gradients of the weights (out, in, 3, 3, 3), the bias (out,) and each map, channels-last, as far as they are wanted."""
         weight, *maps = ctx.saved_tensors
         for_weight, for_bias, *for_maps = ctx.needs_input_grad
-        b, out, x = grad.shape[:3]
-        grads = _Gradients(grad)
-        sources = [_Source(part) for part in maps] if for_weight else []
+        b, out, x, y = grad.shape[:4]
+        cells = _cells(*maps, grad)
+        grads = _Gradients(grad, cells)
+        sources = [_Source(part, cells) for part in maps] if for_weight else []
         kernels = _split(weight, maps)
-        sinks = [_Sink(part) if wanted else None for part, wanted in zip(maps, for_maps, strict=True)]
+        sinks = [_Sink(part, cells) if wanted else None for part, wanted in zip(maps, for_maps, strict=True)]
         sums = [grad.new_zeros(TAPS, IN * IN, part.shape[1], out) for part in maps] if for_weight else []
-        for n in range(b):
+        for n, cell in itertools.product(range(b), range(0, y // OUT, cells)):
             for tile in range(x // OUT):
-                padded = grads.read(n, tile)
+                padded = grads.read(n, cell, tile)
                 products = padded[:, TAPS - 1 : 1 - TAPS]
                 for source, total in zip(sources, sums, strict=True):
-                    seen = source.read(n, tile)
+                    seen = source.read(n, cell, tile)
                     for tap in range(TAPS):
                         total[tap].baddbmm_(seen[:, tap : tap + products.shape[1]].mT, products)
                 for sink, kernel in zip(sinks, kernels, strict=True):
@@ -161,7 +167,7 @@ class _Convolution(torch.autograd.Function):
                         for tap in range(TAPS):
                             rows = padded[:, TAPS - 1 - tap :][:, : sink.products.shape[1]]
                             torch.baddbmm(sink.products, rows, kernel[:, tap].mT, beta=int(tap > 0), out=sink.products)
-                        sink.write(n, tile)
+                        sink.write(n, cell, tile)
         of_weight = None
         if for_weight:
             taps = [
@@ -172,24 +178,31 @@ class _Convolution(torch.autograd.Function):
         return of_weight, of_bias, *(None if sink is None else sink.map.permute(0, 4, 1, 2, 3) for sink in sinks)
 
 
+def _cells(*maps: Tensor) -> int:
+    """Cells of a plane that are taken at a time: a divisor of how many there are."""
+    _, _, _, y, z = maps[0].shape
+    most = BETWEEN // (IN * IN * (z + 2) * max(part.shape[1] for part in maps))
+    return max(n for n in range(1, y // OUT + 1) if (y // OUT) % n == 0 and n <= max(1, most))
+
+
 def _last(x: Tensor) -> Tensor:
     """(B, C, x, y, z) as (B, x, y, z, C), contiguous."""
     return x.permute(0, 2, 3, 4, 1).contiguous()
 
 
 class _Source:
-    """A map, read in tiles of six planes, transformed along x and y."""
+    """A map, read in tiles of six planes and some cells, transformed along x and y."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.map = _last(x)
-        _, self.planes, y, self.z, self.channels = self.map.shape
-        self.cells = y // OUT
+    def __init__(self, x: Tensor, cells: int) -> None:
+        b, self.planes, y, z, channels = _last(x).shape
+        self.map = _last(x).view(b, self.planes, y // OUT, OUT, z, channels)
+        self.cells, self.z, self.channels = cells, z, channels
         self.cut = x.new_zeros(IN - 1, IN, self.cells, self.z + 2, self.channels)
         self.along_y = x.new_empty(IN, IN, self.cells * (self.z + 2) * self.channels)
         self.products = x.new_empty(IN * IN, self.cells * (self.z + 2), self.channels)
 
-    def read(self, n: int, tile: int) -> Tensor:
-        """(36, cells * (z + 2), C) of one tile of sample ``n``; tiles are asked for in their order."""
+    def read(self, n: int, cell: int, tile: int) -> Tensor:
+        """(36, cells * (z + 2), C) of one tile of the cells from ``cell`` on of sample ``n``; tiles are asked for in their order."""
         start = OUT * tile - 1
         if tile:  # what two tiles share
             self.along_y[: IN - OUT] = self.along_y[OUT:]
@@ -199,11 +212,13 @@ class _Source:
             low = 0
         high = min(start + IN, self.planes)
         count = high - low
-        rows = self.map[n, low:high].view(count, self.cells, OUT, self.z, self.channels)
+        planes, end = self.map[n, low:high], cell + self.cells
         cut = self.cut[:count]
-        cut[:, 1 : 1 + OUT, :, 1:-1] = rows.transpose(1, 2)
-        cut[:, 0, 1:, 1:-1] = rows[:, :-1, -1]
-        cut[:, -1, :-1, 1:-1] = rows[:, 1:, 0]
+        cut[:, 1 : 1 + OUT, :, 1:-1] = planes[:, cell:end].transpose(1, 2)
+        cut[:, 0, 1:, 1:-1] = planes[:, cell : end - 1, -1]
+        cut[:, 0, 0, 1:-1] = planes[:, cell - 1, -1] if cell else 0
+        cut[:, -1, :-1, 1:-1] = planes[:, cell + 1 : end, 0]
+        cut[:, -1, -1, 1:-1] = planes[:, end, 0] if end < planes.shape[1] else 0
         torch.bmm(_MAP.expand(count, IN, IN), cut.view(count, IN, -1), out=self.along_y[low - start : high - start])
         self.along_y[high - start :] = 0
         torch.mm(_MAP, self.along_y.view(IN, -1), out=self.products.view(IN, -1))
@@ -211,44 +226,44 @@ class _Source:
 
 
 class _Answers:
-    """A map, written in tiles of four planes from their ``products`` (36, cells * (z + 2) - 2, C)."""
+    """A map, written in tiles of four planes and some cells from their ``products`` (36, cells * (z + 2) - 2, C)."""
 
-    def __init__(self, to: Tensor) -> None:
+    def __init__(self, to: Tensor, cells: int) -> None:
         self.map = to.permute(0, 2, 3, 4, 1)
-        _, _, y, z, channels = self.map.shape
-        self.cells = y // OUT
-        rows = self.cells * (z + 2) - 2  # the last row's own zeros are never made
+        _, _, _, z, channels = self.map.shape
+        self.cells = cells
+        rows = cells * (z + 2) - 2  # the last row's own zeros are never made
         self.products = to.new_empty(IN * IN, rows, channels)
         self.along_x = to.new_empty(OUT, IN, rows * channels)
         self.along_both = to.new_empty(OUT, OUT, rows * channels)
         size, one = rows * channels, (z + 2) * channels
-        self.cut = self.along_both.as_strided((OUT, self.cells, OUT, z * channels), (OUT * size, one, size, 1))
+        self.cut = self.along_both.as_strided((OUT, cells, OUT, z * channels), (OUT * size, one, size, 1))
 
-    def write(self, n: int, tile: int) -> None:
-        """Tile ``tile`` of sample ``n``."""
+    def write(self, n: int, cell: int, tile: int) -> None:
+        """One tile of the cells from ``cell`` on of sample ``n``."""
         torch.mm(_ANSWER, self.products.view(IN, -1), out=self.along_x.view(OUT, -1))
         torch.bmm(_ANSWER.expand(OUT, OUT, IN), self.along_x, out=self.along_both)
-        planes = self.map[n, OUT * tile : OUT * (tile + 1)]
-        planes.view(self.cut.shape).copy_(self.cut)
+        rows = self.map[n, OUT * tile : OUT * (tile + 1), OUT * cell : OUT * (cell + self.cells)]
+        rows.view(self.cut.shape).copy_(self.cut)
 
 
 class _Gradients:
     """The gradient of an answer, read as those of its products: what :class:`_Answers` does, transposed."""
 
-    def __init__(self, grad: Tensor) -> None:
+    def __init__(self, grad: Tensor, cells: int) -> None:
         self.map = _last(grad)
-        _, _, y, z, channels = self.map.shape
-        self.cells = y // OUT
-        before, rows = TAPS - 1, self.cells * (z + 2)
+        _, _, _, z, channels = self.map.shape
+        self.cells = cells
+        before, rows = TAPS - 1, cells * (z + 2)
         self.along_both = grad.new_zeros(OUT, OUT, before + rows, channels)
-        self.cut = self.along_both[:, :, before:].unflatten(2, (self.cells, z + 2))[..., :z, :]
+        self.cut = self.along_both[:, :, before:].unflatten(2, (cells, z + 2))[..., :z, :]
         self.along_x = grad.new_empty(OUT, IN, (before + rows) * channels)
         self.products = grad.new_empty(IN * IN, before + rows, channels)
 
-    def read(self, n: int, tile: int) -> Tensor:
-        """(36, 2 + cells * (z + 2), C) of one tile of sample ``n``, with two rows of zeros before and after."""
-        planes = self.map[n, OUT * tile : OUT * (tile + 1)]
-        self.cut.copy_(planes.unflatten(1, (self.cells, OUT)).transpose(1, 2))
+    def read(self, n: int, cell: int, tile: int) -> Tensor:
+        """(36, 2 + cells * (z + 2), C) of one tile of the cells from ``cell`` on of sample ``n``, with two rows of zeros before and after."""
+        rows = self.map[n, OUT * tile : OUT * (tile + 1), OUT * cell : OUT * (cell + self.cells)]
+        self.cut.copy_(rows.unflatten(1, (self.cells, OUT)).transpose(1, 2))
         torch.bmm(_ANSWER.T.expand(OUT, IN, OUT), self.along_both.view(OUT, OUT, -1), out=self.along_x)
         torch.mm(_ANSWER.T, self.along_x.view(OUT, -1), out=self.products.view(IN, -1))
         return self.products
@@ -257,16 +272,17 @@ class _Gradients:
 class _Sink:
     """The gradient of a map, written from that of its ``products`` (36, cells * (z + 2), C): what :class:`_Source` does, transposed."""
 
-    def __init__(self, x: Tensor) -> None:
-        b, channels, self.planes, y, self.z = x.shape
-        self.map = x.new_empty(b, self.planes, y, self.z, channels)
-        self.cells = y // OUT
-        self.products = x.new_empty(IN * IN, self.cells * (self.z + 2), channels)
+    def __init__(self, x: Tensor, cells: int) -> None:
+        b, channels, self.planes, y, z = x.shape
+        self.map = x.new_empty(b, self.planes, y, z, channels)
+        self.cells = cells
+        self.products = x.new_empty(IN * IN, cells * (z + 2), channels)
         self.along_y = x.new_empty(IN, IN, self.products.shape[1] * channels)
-        self.cut = x.new_empty(IN - 1, IN, self.cells, self.z + 2, channels)
+        self.cut = x.new_empty(IN - 1, IN, cells, z + 2, channels)
 
-    def write(self, n: int, tile: int) -> None:
-        """What tile ``tile`` of sample ``n`` gives; tiles come in their order, and planes are written once no other gives to them."""
+    def write(self, n: int, cell: int, tile: int) -> None:
+        """What one tile of the cells from ``cell`` on of sample ``n`` gives; they come in their order, and planes are written once no
+        other tile gives to them."""
         start = OUT * tile - 1
         if tile:
             self.along_y[: IN - OUT] = self.along_y[OUT:]
@@ -280,7 +296,12 @@ class _Sink:
         count = high - low
         cut = self.cut[:count]
         torch.bmm(_MAP.T.expand(count, IN, IN), self.along_y[low - start : high - start], out=cut.view(count, IN, -1))
-        rows = self.map[n, low:high].view(count, self.cells, OUT, self.z, -1)
-        rows.copy_(cut[:, 1 : 1 + OUT, :, 1:-1].transpose(1, 2))
-        rows[:, :-1, -1] += cut[:, 0, 1:, 1:-1]
-        rows[:, 1:, 0] += cut[:, -1, :-1, 1:-1]
+        planes, end = self.map[n, low:high].unflatten(1, (-1, OUT)), cell + self.cells
+        if cell:  # the cells before have given to these
+            planes[:, cell - 1, -1] += cut[:, 0, 0, 1:-1]
+            cut[:, 1, 0, 1:-1] += planes[:, cell, 0]
+        if end < planes.shape[1]:
+            planes[:, end, 0] = cut[:, -1, -1, 1:-1]
+        planes[:, cell:end] = cut[:, 1 : 1 + OUT, :, 1:-1].transpose(1, 2)
+        planes[:, cell : end - 1, -1] += cut[:, 0, 1:, 1:-1]
+        planes[:, cell + 1 : end, 0] += cut[:, -1, :-1, 1:-1]
