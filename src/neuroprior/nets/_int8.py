@@ -15,13 +15,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from ._packed import Packed, keepable
 
 LAST = torch.channels_last_3d
 
@@ -57,7 +56,8 @@ def applies(x: Tensor, layer: nn.Conv3d) -> bool:
         and x.dtype == torch.float32
         and x.shape[1] > 1
         and layer.kernel_size != (1, 1, 1)
-        and keepable(layer)
+        and isinstance(layer.weight, nn.Parameter)
+        and not layer.weight.is_inference()
         and not torch.is_grad_enabled()
         and not torch.jit.is_tracing()
     )
@@ -69,9 +69,11 @@ class _Rounded(NamedTuple):
     weight: Tensor
     scale: Tensor
     zero: Tensor
+    source: tuple[int, int]
+    """Where they came from: the memory of the layer's weights, and how often that was changed."""
 
 
-_packed: Packed[_Rounded] = Packed()
+_kept: weakref.WeakKeyDictionary[nn.Conv3d, dict[int, _Rounded]] = weakref.WeakKeyDictionary()
 
 
 def convolve(x: Tensor, layer: nn.Conv3d, skip: Tensor | None) -> Tensor:
@@ -145,13 +147,15 @@ def rounded(x: Tensor) -> tuple[Tensor | None, float, int]:
 
 def _weights(layer: nn.Conv3d, first: int, x: Tensor) -> _Rounded:
     """The rounded weights of a layer's input channels from ``first`` on, made once."""
-
-    def make(weight: Tensor) -> _Rounded:
+    source = layer.weight.data_ptr(), layer.weight._version
+    kept = _kept.setdefault(layer, {})
+    found = kept.get(first)
+    if found is None or found.source != source:
+        weight = layer.weight.detach()[:, first : first + x.shape[1]]
         scale = weight.abs().amax((1, 2, 3, 4)).clamp(min=torch.finfo(torch.float32).tiny) / 127
         whole = (weight / scale.view(-1, 1, 1, 1, 1)).round().to(torch.int8).contiguous()
         packed = torch.ops.onednn.qconv_prepack(
             whole, scale, 1.0, 1, list(layer.stride), [int(n) for n in layer.padding], list(layer.dilation), 1, [1, *x.shape[1:]]
         )
-        return _Rounded(packed, scale, torch.zeros(len(scale), dtype=torch.int64))
-
-    return _packed.of(layer, first, x.shape[1], make)
+        found = kept[first] = _Rounded(packed, scale, torch.zeros(len(scale), dtype=torch.int64), source)
+    return found

@@ -4,10 +4,10 @@ After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv
 products where the definition has 144, with their transform matrices (points 0, 1, -1, 2, -2 and infinity). Gradients are taken of the
 transformed maps and weights too, so that they cost as little.
 
-Departures: transforms are taken along x and y; along z the three taps are three products of matrices that are shifted by a row, since
-a third transform would spare less than it costs at the channels of these nets. Four planes of the answer are made at a time, so that what is in between
-stays in the cache, and all of it is matrix products, for which torch has fast code on every CPU. Answers differ from torch's own by rounding, about 1e-5 of the
-largest value. Figures in ``benchmarks/README.md``.
+Departures: transforms are taken along x and y alone; along z the three taps are three products of matrices, shifted by a row. Four planes
+of the answer are made at a time, so that what is in between stays in the cache, and nearly all of it is matrix products, for which torch
+has fast code on every CPU. Answers and gradients differ from torch's own by rounding, about 1e-5 of the largest value. Figures in
+``benchmarks/README.md``.
 
 Within, a plane (y, z, C) is cut into ``cells`` of four rows along y. Six overlapping rows of a cell are transformed together, and lie in
 memory as (6, cells, z + 2, C) with a zero before and after each row, which is also what the shifts along z run into.
@@ -22,19 +22,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._packed import Packed, keepable
-
 OUT, IN, TAPS = 4, 6, 3
 """Answers along an axis that are made at a time, what they are made of, and taps of a kernel."""
 
-BETWEEN = 1 << 20
-"""Numbers of the products at a time, about: 4 MiB of the map's, and as much of the answer's."""
+BETWEEN, BETWEEN_TRAINING = 1 << 22, 1 << 20
+"""Numbers of the products at a time, at most: 16 MiB of the map's, and as much of the answer's. With gradients less: there is more of it,
+and what lies between the maps that are kept stays in the heap."""
 
 SMALLEST = 1 << 10
 """Products of input and output channels, at least: with fewer, the transforms cost more than they spare."""
 
 FEWEST = 1 << 12
-"""Voxels of a map, at least: with fewer, little is gained, and most of a net's weights would be needed a second time, four times as large."""
+"""Voxels of a map, at least: with fewer, little is gained, and transforming most of a net's weights would cost it."""
 
 # The matrices B^T, G and A^T of the paper: (product, row of the map), (product, row of the kernel), (row of the answer, product).
 _MAP = torch.tensor(
@@ -56,8 +55,6 @@ _KERNELS = torch.kron(_KERNEL, _KERNEL)
 _WITH_BIAS = IN + 1
 """The product that a bias is added to: that of point 1 along both axes, which all answers have once."""
 
-_packed: Packed[Tensor] = Packed()
-
 
 def applies(x: Tensor, layer: nn.Conv3d) -> bool:
     """Whether ``layer`` is to be taken of ``x`` so: channels-last on a CPU, in float32, and where it is the quicker way."""
@@ -72,7 +69,6 @@ def applies(x: Tensor, layer: nn.Conv3d) -> bool:
         and x.shape[3] % OUT == 0
         and x[0, 0].numel() >= FEWEST
         and not torch.is_autocast_enabled("cpu")
-        and (torch.is_grad_enabled() or keepable(layer))
     )
 
 
@@ -91,9 +87,7 @@ def convolve(x: Tensor, layer: nn.Conv3d, weight: Tensor, skip: Tensor | None) -
     maps = [x] if skip is None else [x, skip]
     if torch.is_grad_enabled():
         return _Convolution.apply(weight, layer.bias, *maps)
-    firsts = [0, x.shape[1]]
-    kernels = [_packed.of(layer, first, part.shape[1], transformed) for first, part in zip(firsts, maps, strict=False)]
-    return _convolved(maps, kernels, layer.bias)
+    return _convolved(maps, weight, layer.bias, BETWEEN)
 
 
 def transformed(weight: Tensor) -> Tensor:
@@ -112,12 +106,12 @@ def _split(weight: Tensor, maps: list[Tensor]) -> list[Tensor]:
     return kernels
 
 
-def _convolved(maps: list[Tensor], kernels: list[Tensor], bias: Tensor | None) -> Tensor:
-    """(B, out, x, y, z): the sum of the convolutions of ``maps``, each (B, C, x, y, z), by transformed ``kernels``."""
+def _convolved(maps: list[Tensor], weight: Tensor, bias: Tensor | None, between: int) -> Tensor:
+    """(B, out, x, y, z): the convolution of ``maps``, each (B, C, x, y, z), whose channels come one after the other in ``weight``."""
     b, _, x, y, z = maps[0].shape
-    out = kernels[0].shape[3]
+    out, kernels = weight.shape[0], _split(weight, maps)
     answer = torch.empty(b, out, x, y, z, memory_format=torch.channels_last_3d)
-    cells = _cells(*maps, answer)
+    cells = _cells(between, *maps, answer)
     sources, answers = [_Source(part, cells) for part in maps], _Answers(answer, cells)
     for n, cell in itertools.product(range(b), range(0, y // OUT, cells)):
         for tile in range(x // OUT):
@@ -139,7 +133,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, *maps: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """See :func:`convolve`."""
         ctx.save_for_backward(weight, *maps)
-        return _convolved(list(maps), _split(weight, list(maps)), bias)
+        return _convolved(list(maps), weight, bias, BETWEEN_TRAINING)
 
     @staticmethod
     @once_differentiable
@@ -148,7 +142,7 @@ class _Convolution(torch.autograd.Function):
         weight, *maps = ctx.saved_tensors
         for_weight, for_bias, *for_maps = ctx.needs_input_grad
         b, out, x, y = grad.shape[:4]
-        cells = _cells(*maps, grad)
+        cells = _cells(BETWEEN_TRAINING, *maps, grad)
         grads = _Gradients(grad, cells)
         sources = [_Source(part, cells) for part in maps] if for_weight else []
         kernels = _split(weight, maps)
@@ -178,10 +172,10 @@ class _Convolution(torch.autograd.Function):
         return of_weight, of_bias, *(None if sink is None else sink.map.permute(0, 4, 1, 2, 3) for sink in sinks)
 
 
-def _cells(*maps: Tensor) -> int:
+def _cells(between: int, *maps: Tensor) -> int:
     """Cells of a plane that are taken at a time: a divisor of how many there are."""
     _, _, _, y, z = maps[0].shape
-    most = BETWEEN // (IN * IN * (z + 2) * max(part.shape[1] for part in maps))
+    most = between // (IN * IN * (z + 2) * max(part.shape[1] for part in maps))
     return max(n for n in range(1, y // OUT + 1) if (y // OUT) % n == 0 and n <= max(1, most))
 
 
@@ -194,12 +188,11 @@ class _Source:
     """A map, read in tiles of six planes and some cells, transformed along x and y."""
 
     def __init__(self, x: Tensor, cells: int) -> None:
-        b, self.planes, y, z, channels = _last(x).shape
-        self.map = _last(x).view(b, self.planes, y // OUT, OUT, z, channels)
-        self.cells, self.z, self.channels = cells, z, channels
-        self.cut = x.new_zeros(IN - 1, IN, self.cells, self.z + 2, self.channels)
-        self.along_y = x.new_empty(IN, IN, self.cells * (self.z + 2) * self.channels)
-        self.products = x.new_empty(IN * IN, self.cells * (self.z + 2), self.channels)
+        self.map, self.cells = _last(x).unflatten(2, (-1, OUT)), cells
+        _, self.planes, _, _, z, channels = self.map.shape
+        self.cut = x.new_zeros(IN - 1, IN, cells, z + 2, channels)
+        self.along_y = x.new_empty(IN, IN, cells * (z + 2) * channels)
+        self.products = x.new_empty(IN * IN, cells * (z + 2), channels)
 
     def read(self, n: int, cell: int, tile: int) -> Tensor:
         """(36, cells * (z + 2), C) of one tile of the cells from ``cell`` on of sample ``n``; tiles are asked for in their order."""
