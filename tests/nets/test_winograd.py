@@ -71,9 +71,7 @@ def test_its_gradients_are_those_of_the_convolution(
     grad = maps(2, 40, *size, seed=2).contiguous(memory_format=layout)
     answer, given = exact(x, layer, skip)
     wanted = torch.autograd.grad(answer, given, grad.double())
-    got = torch.autograd.grad(
-        convolved(x, layer, skip), [t for t in (layer.weight, layer.bias, x, skip) if t is not None], grad
-    )
+    got = torch.autograd.grad(convolved(x, layer, skip), [t for t in (layer.weight, layer.bias, x, skip) if t is not None], grad)
     for one, other in zip(got, wanted, strict=True):
         assert one.shape == other.shape
         assert apart(one, other) < 1e-5
