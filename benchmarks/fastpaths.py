@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--set", nargs="*", action="extend", default=[])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="fomo25")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--set", nargs="*", action="extend", default=[])
     given = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     found: dict[str, list[tuple[float, float]]] = {"bare": [], "loop": []}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from neuroprior.core.errors import ConfigError, DivergenceError
 from neuroprior.engine import events, optimisers
 from neuroprior.engine.allocator import KEPT
-from neuroprior.engine.device import KEPT_HEAVY, kept_bytes, takes_bf16
+from neuroprior.engine.allocator import KEPT_PREDICTING
+from neuroprior.engine.device import KEPT_HEAVY, kept_bytes, predicting_device, takes_bf16
 from neuroprior.engine.optimisers import OptimizerConfig, build
 from neuroprior.engine.schedules import ScheduleConfig, factor
 from neuroprior.engine.settings import TrainingConfig
@@ -342,3 +343,16 @@ def test_a_device_without_bf16_is_told_of_where_it_was_asked_for(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert takes_bf16(config(precision="auto"), cpu=False)
     assert not takes_bf16(config(precision="32"), cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "device"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")]
+)
+def test_a_prediction_finds_its_device_and_keeps_memory_on_a_cpu(
+    wanted: str, gpu: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("neuroprior.engine.device.keep_freed_memory", kept.append)
+    assert predicting_device(wanted) == device
+    assert kept == ([KEPT_PREDICTING] if device == "cpu" else [])
