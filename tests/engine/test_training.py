@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from neuroprior.core.errors import ConfigError, DivergenceError
 from neuroprior.engine import events, optimisers
-from neuroprior.engine.allocator import KEPT
-from neuroprior.engine.allocator import KEPT_PREDICTING
+from neuroprior.engine.allocator import KEPT, KEPT_PREDICTING
 from neuroprior.engine.device import KEPT_HEAVY, kept_bytes, predicting_device, takes_bf16
 from neuroprior.engine.optimisers import OptimizerConfig, build
 from neuroprior.engine.schedules import ScheduleConfig, factor
