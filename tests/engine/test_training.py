@@ -352,6 +352,24 @@ def test_a_prediction_finds_its_device_and_keeps_memory_on_a_cpu(
 ) -> None:
     kept: list[int] = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("neuroprior.engine.device.keep_freed_memory", kept.append)
     assert predicting_device(wanted) == device
     assert kept == ([KEPT_PREDICTING] if device == "cpu" else [])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "told"),
+    [
+        ("cdua", 1, "no such --device"),
+        ("cuda:x", 1, "no such"),
+        ("cuda", 0, "sees no GPU"),
+        ("cuda:2", 2, "one of 2 GPUs"),
+        ("", 1, "no such"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told(wanted: str, gpus: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(ConfigError, match=told):
+        predicting_device(wanted)

@@ -32,9 +32,22 @@ def device_of(config: TrainingConfig) -> torch.device:
 
 
 def predicting_device(wanted: str) -> str:
-    """Where this process predicts: ``wanted``, or for "auto" a GPU where there is one. On a CPU it keeps freed memory from now on."""
+    """Where this process predicts: ``wanted``, or for "auto" a GPU where there is one. On a CPU it keeps freed memory from now on.
+
+    Raises:
+        ConfigError: there is no such device, or torch cannot use it here.
+    """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    if device == "cpu":
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise ConfigError("there is no such --device", expected="auto, cpu, cuda, or a GPU by its number: cuda:1", got=wanted)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= gpus:
+        raise ConfigError(
+            "torch cannot use this --device here", expected=f"one of {gpus} GPUs, counted from 0" if gpus else "auto or cpu: it sees no GPU", got=wanted,
+            next_step="neuroprior doctor tells what this machine has",
+        )  # fmt: skip
+    if kind == "cpu":
         keep_freed_memory(KEPT_PREDICTING)
     return device
 
