@@ -6,7 +6,9 @@
 Both get the same weights and windows (64^3, overlap 0.5, Gaussian blending) of two contrasts. The plain way takes one window at a
 time and encodes and decodes each contrast by itself with ``nn.InstanceNorm3d`` and LeakyReLU as they come; ``ours`` is
 ``inference/windows.py``, ``kept`` the same with freed memory kept, ``bfloat16`` and
-``int8`` that in the precision of ``--preset fast`` on a CPU with AMX or VNNI (``ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`` makes one without AMX of one that has it). Each has a process of its own, turns are taken, ratios are of one round.
+``int8`` that in the precision of ``--preset fast`` on a CPU with AMX or VNNI. Each has a process of its own, turns are taken, ratios are
+of one round. ``ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`` takes AMX away from torch's convolutions; AVX2 needs ``MKL_ENABLE_INSTRUCTIONS=AVX2``
+and ``ATEN_CPU_CAPABILITY=avx2`` beside it, or matrix products and torch's own loops keep AVX-512.
 Probabilities must agree everywhere, in the kinds of float32. Appends a JSON line to benchmarks/results/predict.jsonl.
 """
 

@@ -100,6 +100,17 @@ def test_only_the_gradients_that_are_wanted_are_made() -> None:
     assert apart(skip.grad, torch.autograd.grad(answer.square().sum(), given)[-1]) < 1e-5
 
 
+def test_channels_of_a_skip_that_does_not_come_are_left_out() -> None:
+    layer, x = conv(56, 40), maps(1, 32, 4, 8, 5).requires_grad_()
+    convolved(x, layer).square().sum().backward()
+    answer, given = exact(x, layer, torch.zeros(1, 24, 4, 8, 5))
+    wanted = torch.autograd.grad(answer.square().sum(), given)
+    assert layer.weight.grad is not None and layer.bias is not None and layer.bias.grad is not None and x.grad is not None
+    for got, one in zip((layer.weight.grad, layer.bias.grad, x.grad), wanted, strict=False):
+        assert apart(got, one) < 1e-5
+    assert not layer.weight.grad[:, 32:].any()
+
+
 def test_a_map_that_is_computed_again_gives_the_same_gradients() -> None:
     layer, x = conv(32, 32), maps(1, 32, 8, 8, 8)
     convolved(x, layer).square().sum().backward()

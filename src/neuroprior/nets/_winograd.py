@@ -79,37 +79,34 @@ def convolve(x: Tensor, layer: nn.Conv3d, weight: Tensor, skip: Tensor | None) -
         x: (B, C, x, y, z) float32, channels-last, x and y multiples of four.
         layer: see :func:`applies`.
         weight: the layer's.
-        skip: (B, the layer's channels - C, x, y, z), channels-last, or None.
+        skip: (B, the layer's channels - C, x, y, z), channels-last, or None: what the layer has more than C is left out then.
 
     Returns:
         (B, out, x, y, z) float32, channels-last.
     """
     maps = [x] if skip is None else [x, skip]
+    weight = weight[:, : sum(part.shape[1] for part in maps)]
     if torch.is_grad_enabled():
         return _Convolution.apply(weight, layer.bias, *maps)
     return _convolved(maps, weight, layer.bias, BETWEEN)
 
 
-def transformed(weight: Tensor) -> Tensor:
+def _transformed(weight: Tensor) -> Tensor:
     """The kernels (36, 3, in, out) that stand for those of a convolution (out, in, 3, 3, 3)."""
     out, channels = weight.shape[:2]
     taps = weight.permute(2, 3, 4, 1, 0).reshape(TAPS * TAPS, -1)
     return (_KERNELS @ taps).view(IN * IN, TAPS, channels, out)
 
 
-def _split(weight: Tensor, maps: list[Tensor]) -> list[Tensor]:
-    """The transformed kernels for each of ``maps``, whose channels come one after the other."""
-    first, kernels = 0, []
-    for part in maps:
-        kernels.append(transformed(weight[:, first : first + part.shape[1]]))
-        first += part.shape[1]
-    return kernels
+def _kernels_for(maps: list[Tensor], weight: Tensor) -> list[Tensor]:
+    """The transformed kernels for each of ``maps`` (B, C, x, y, z), whose channels come one after the other in ``weight`` (out, in, 3, 3, 3)."""
+    return [_transformed(part) for part in weight.split([part.shape[1] for part in maps], 1)]
 
 
 def _convolved(maps: list[Tensor], weight: Tensor, bias: Tensor | None, between: int) -> Tensor:
     """(B, out, x, y, z): the convolution of ``maps``, each (B, C, x, y, z), whose channels come one after the other in ``weight``."""
     b, _, x, y, z = maps[0].shape
-    out, kernels = weight.shape[0], _split(weight, maps)
+    out, kernels = weight.shape[0], _kernels_for(maps, weight)
     answer = torch.empty(b, out, x, y, z, memory_format=torch.channels_last_3d)
     cells = _cells(between, *maps, answer)
     sources, answers = [_Source(part, cells) for part in maps], _Answers(answer, cells)
@@ -145,7 +142,7 @@ class _Convolution(torch.autograd.Function):
         cells = _cells(BETWEEN_TRAINING, *maps, grad)
         grads = _Gradients(grad, cells)
         sources = [_Source(part, cells) for part in maps] if for_weight else []
-        kernels = _split(weight, maps)
+        kernels = _kernels_for(maps, weight)
         sinks = [_Sink(part, cells) if wanted else None for part, wanted in zip(maps, for_maps, strict=True)]
         sums = [grad.new_zeros(TAPS, IN * IN, part.shape[1], out) for part in maps] if for_weight else []
         for n, cell in itertools.product(range(b), range(0, y // OUT, cells)):
@@ -162,18 +159,14 @@ class _Convolution(torch.autograd.Function):
                             rows = padded[:, TAPS - 1 - tap :][:, : sink.products.shape[1]]
                             torch.baddbmm(sink.products, rows, kernel[:, tap].mT, beta=int(tap > 0), out=sink.products)
                         sink.write(n, cell, tile)
-        of_weight = None
-        if for_weight:
-            taps = [
-                torch.stack([_KERNELS.T @ one.flatten(1) for one in total], 1).view(TAPS, TAPS, TAPS, -1, out) for total in sums
-            ]
-            of_weight = torch.cat(taps, 3).permute(4, 3, 0, 1, 2)
+        taps = [torch.einsum("kt,zkio->oitz", _KERNELS, total) for total in sums]
+        of_weight = torch.cat(taps, 1).reshape(weight.shape) if for_weight else None
         of_bias = grad.sum((0, 2, 3, 4)) if for_bias else None
         return of_weight, of_bias, *(None if sink is None else sink.map.permute(0, 4, 1, 2, 3) for sink in sinks)
 
 
 def _cells(between: int, *maps: Tensor) -> int:
-    """Cells of a plane that are taken at a time: a divisor of how many there are."""
+    """Cells of a plane that are taken at a time, of the y / 4 that ``maps`` (B, C, x, y, z) have: a divisor of how many there are."""
     _, _, _, y, z = maps[0].shape
     most = between // (IN * IN * (z + 2) * max(part.shape[1] for part in maps))
     return max(n for n in range(1, y // OUT + 1) if (y // OUT) % n == 0 and n <= max(1, most))
