@@ -25,7 +25,8 @@ from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.volume import Volume
 from neuroprior.heads import segmentation
 from neuroprior.inference import model as models
-from neuroprior.inference import predictor, windows
+from neuroprior.inference import predictor, reading, windows
+from neuroprior.inference.layout import lay
 from neuroprior.inference.presets import PRESETS, preset
 
 
@@ -79,8 +80,8 @@ def main() -> None:
             assert part is not None
             part.to(given.device)
         volumes = {name: scan(shape, n) for n, name in enumerate(names)}
-        wall, cpu = timed(lambda: predictor.prepare(model, volumes))
-        prepared = predictor.prepare(model, volumes)
+        wall, cpu = timed(lambda: reading.prepare(model, volumes))
+        prepared = reading.prepare(model, volumes)
         grid = tuple(prepared.images.shape[1:])
         print(f"{shape} at 1 mm, {given.contrasts} contrasts, conformed to {grid} in {wall:.1f} s ({cpu:.1f} s of processor); "
               f"{given.threads} threads, {given.device}", flush=True)  # fmt: skip
@@ -88,7 +89,7 @@ def main() -> None:
         each = None
         for name in ("balanced", *(name for name in PRESETS if name != "balanced")):
             config = preset(name, model.net)
-            counts[name] = len(windows.lay(grid, (given.window,) * 3, config.overlap)) * (2 if config.mirror else 1)
+            counts[name] = len(lay(grid, (given.window,) * 3, config.overlap)) * (2 if config.mirror else 1)
             wall, cpu = timed(lambda config=config: predictor.compute(model, prepared, config))
             each = each or cpu
             print(f"toy net, {name:<8} {counts[name]:4d} looks  {wall:7.1f} s  {cpu:7.1f} s of processor  {cpu / counts[name]:.3f} s a look  "

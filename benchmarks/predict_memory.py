@@ -23,7 +23,7 @@ from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.volume import Volume
 from neuroprior.heads import segmentation
 from neuroprior.inference import model as models
-from neuroprior.inference import predictor
+from neuroprior.inference import predictor, reading
 from neuroprior.inference.presets import PredictConfig
 from neuroprior.nets import unet
 
@@ -73,7 +73,7 @@ def main() -> None:
         before = peak_memory.peak_mb()
         print(f"before, with the scan in memory: {before} MiB (peak can be reset: {resettable})", flush=True)
         start = time.perf_counter()
-        prepared = predictor.prepare(model, {"T1w": volume})
+        prepared = reading.prepare(model, {"T1w": volume})
         print(
             f"conformed to {tuple(prepared.images.shape[1:])}: peak {peak_memory.peak_mb()} MiB, {time.perf_counter() - start:.0f} s"
         )

@@ -34,6 +34,7 @@ from torch import Tensor
 import record
 from neuroprior.engine.allocator import KEPT_PREDICTING, keep_freed_memory
 from neuroprior.inference import windows
+from neuroprior.inference.layout import lay
 from neuroprior.nets import _fused
 from predict import build
 
@@ -68,7 +69,7 @@ def plain(model: Any, images: Tensor) -> Tensor:
 
 def ours(model: Any, images: Tensor, batch: int, precision: Any) -> Tensor:
     """The same by us."""
-    layout = windows.lay(images.shape[1:], WINDOW, 0.5)
+    layout = lay(images.shape[1:], WINDOW, 0.5)
     passes = windows.Passes(precision=precision)
     return torch.cat([block for _, block in windows.stream([model], images, NAMES, layout, passes=passes, batch=batch)], 1)
 
@@ -119,7 +120,7 @@ def main() -> None:
         assert apart < 5e-3, apart
     for pipe in pipes.values():
         pipe.send(False)
-    n = len(windows.lay(shape, WINDOW, 0.5))
+    n = len(lay(shape, WINDOW, 0.5))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
         "benchmark": "predict_plain", "commit": commit, "shape": shape, "windows": n, "batch": given.batch, "rounds": given.rounds, "largest_difference": apart,

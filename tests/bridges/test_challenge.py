@@ -21,8 +21,9 @@ from neuroprior.core.errors import ArtifactError, ConfigError, InputError
 from neuroprior.inference.embedding import embed_case
 from neuroprior.inference.ensemble import write_ensemble
 from neuroprior.inference.model import load, read_info
-from neuroprior.inference.predictor import CaseInput, predict_case
+from neuroprior.inference.predictor import predict_case
 from neuroprior.inference.presets import preset
+from neuroprior.inference.reading import CaseInput
 from neuroprior.protocols import read
 from neuroprior.stages.export import export
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from neuroprior.core import seeds
+from neuroprior.core.covariates import Covariate
 from neuroprior.core.errors import ConfigError
 from neuroprior.data.augmentation import PRESETS, Augmentation, steps
 from neuroprior.data.cases import Case, CaseDataset, as_shares, case_weights, class_numbers, class_shares, collate
 from neuroprior.data.store import Store
-from neuroprior.heads._covariates import Covariate
 from neuroprior.tasks._finetuning import CaseConfig, mirrored
 from neuroprior.tasks._sides import checked, pairs_from_names
 

@@ -9,9 +9,9 @@ import torch
 from scipy import special
 from torch import nn
 
+from neuroprior.core.covariates import Covariate, encode
 from neuroprior.core.representation import Representation
 from neuroprior.heads import pooled, segmentation
-from neuroprior.heads._covariates import Covariate, encode
 from neuroprior.nets import resenc, unet
 
 BASE: dict[str, Any] = {"contrasts": ("T1w", "T2w"), "anatomy_channels": 3, "contrast_channels": 2, "outputs": 4, "hidden": 8}

@@ -15,7 +15,7 @@ from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.core.volume import Volume
 from neuroprior.inference.embedding import conformed, embed, embed_case, head_share, lengths
 from neuroprior.inference.model import Model, load
-from neuroprior.inference.predictor import CaseInput
+from neuroprior.inference.reading import CaseInput
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,13 @@ from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.core.precision import has_quick_int8
 from neuroprior.core.session import conform_session
 from neuroprior.core.volume import Volume
-from neuroprior.inference import ensemble, ladder, predictor, windows
+from neuroprior.inference import answers, ensemble, ladder, windows
+from neuroprior.inference.answers import describe, withhold
 from neuroprior.inference.model import load
 from neuroprior.inference.native import NativeBuilder, native_labels
-from neuroprior.inference.predictor import (
-    CaseInput,
-    compute,
-    describe,
-    mirror_axes,
-    predict_case,
-    prepare,
-    withhold,
-)
+from neuroprior.inference.predictor import compute, mirror_axes, passes_of, predict_case
 from neuroprior.inference.presets import PredictConfig, preset
+from neuroprior.inference.reading import CaseInput, prepare
 from neuroprior.nets import unet, vit
 
 from . import made
@@ -275,13 +269,13 @@ def test_what_a_head_itself_says_of_its_spread() -> None:
     """Against the moments of the distribution that the outputs describe."""
     rows = np.array([[0.0, 2.0], [0.0, 9.0]])
     task: dict[str, Any] = {"spread": {"kind": "log_variance", "output": 1, "clamp": [-4, 4]}}
-    np.testing.assert_allclose(predictor._own_spread(rows, task), np.exp([1.0, 2.0]))
+    np.testing.assert_allclose(answers._own_spread(rows, task), np.exp([1.0, 2.0]))
     share, levels = np.array([0.2, 0.5, 0.3]), np.array([-1.0, 0.5, 2.0])
     above = np.array([0.8, 0.3])
     task = {"spread": {"kind": "cumulative", "levels": levels.tolist()}}
-    got = predictor._own_spread(np.array([[0.0, *np.log(above / (1 - above))]]), task)
+    got = answers._own_spread(np.array([[0.0, *np.log(above / (1 - above))]]), task)
     np.testing.assert_allclose(got, np.sqrt(share @ levels**2 - (share @ levels) ** 2))
-    assert predictor._own_spread(rows, {"spread": None}) is None
+    assert answers._own_spread(rows, {"spread": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -330,10 +324,10 @@ def test_what_was_done_to_the_scans_it_learned_from_is_done_again(tmp_path: Path
     drifting = Volume((first.voxels * field).astype(np.float32), first.affine)
     plain = prepare(model, {"T1w": drifting})
     corrected = prepare(model, {"T1w": bias.without_bias(drifting)})
-    assert (plain.images - corrected.images).abs().max() > 0.1
+    assert np.abs(plain.images - corrected.images).max() > 0.1
     knowing = replace(model, info={**model.info, "data": {"steps": {"bias": "n4", "mask": "index"}}})
     again = prepare(knowing, {"T1w": drifting})
-    torch.testing.assert_close(again.images, corrected.images)
+    np.testing.assert_array_equal(again.images, corrected.images)
     assert again.flags == ("other_mask",)
     assert any("brain masks" in note for note in again.notes)
     assert plain.flags == ()
@@ -407,8 +401,8 @@ def test_unknown_presets_and_settings_are_told() -> None:
 def test_fast_takes_the_windows_of_balanced_on_a_cpu(
     name: str, bfloat16: bool, int8: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neuroprior.inference.presets.has_quick_bfloat16", lambda _: bfloat16)
-    monkeypatch.setattr("neuroprior.inference.presets.has_quick_int8", lambda _: int8)
+    monkeypatch.setattr("neuroprior.core.precision.has_quick_bfloat16", lambda _: bfloat16)
+    monkeypatch.setattr("neuroprior.core.precision.has_quick_int8", lambda _: int8)
     net = (
         unet.build(unet.Config(features=(4, 8), latent=2))
         if name == "unet"
@@ -456,8 +450,8 @@ def test_int8_on_a_cpu_is_taken_where_it_is_quick_and_near_float32(
 
 
 def test_a_case_seen_whole_is_not_computed_in_integers(tmp_path: Path) -> None:
-    assert predictor.passes_of(load(made.segmenter(tmp_path / "s")), PredictConfig(precision="int8"), "").precision == "int8"
-    assert predictor.passes_of(load(classifier(tmp_path / "c")), PredictConfig(precision="int8"), "").precision == "auto"
+    assert passes_of(load(made.segmenter(tmp_path / "s")), PredictConfig(precision="int8"), "").precision == "int8"
+    assert passes_of(load(classifier(tmp_path / "c")), PredictConfig(precision="int8"), "").precision == "auto"
 
 
 def test_the_peak_is_of_this_work_alone() -> None:

@@ -13,7 +13,7 @@ from neuroprior.assessments import linear_probe
 from neuroprior.core.errors import ConfigError, InputError
 from neuroprior.inference.embedding import embed_case
 from neuroprior.inference.model import load
-from neuroprior.inference.predictor import CaseInput
+from neuroprior.inference.reading import CaseInput
 from neuroprior.stages.embed import embed
 
 

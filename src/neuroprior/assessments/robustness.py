@@ -24,10 +24,12 @@ from ..core.records import BAD, Scan, Score
 from ..core.resampling import resample_labels
 from ..core.volume import Volume
 from ..data.cases import mapped_labels
+from ..inference.answers import CaseOutput
 from ..inference.inputs import from_scans
 from ..inference.model import Model
-from ..inference.predictor import CaseInput, CaseOutput, compute, prepare, usable
+from ..inference.predictor import compute
 from ..inference.presets import PredictConfig
+from ..inference.reading import CaseInput, prepare, usable
 from ..metrics._bootstrap import FEWEST, bounds, counts
 from ._corruptions import LEVELS, SEVERITIES, corrupt
 from .accuracy import Context, classify, regress, segmentation_case, summarise

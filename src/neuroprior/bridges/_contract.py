@@ -65,7 +65,7 @@ def answer(folder: Path, task: dict[str, Any], scans: dict[str, Path], output: P
     import torch
 
     from ..inference.model import load
-    from ..inference.predictor import CaseInput
+    from ..inference.reading import CaseInput
 
     if not scans:
         raise InputError("no scan was given", expected=" ".join(flag for entry in task["inputs"] for flag in entry["flags"]))

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import seeds
+from ..core.covariates import Covariate, encode
 from ..core.errors import ConfigError, InputError
-from ..heads._covariates import Covariate, encode
 from .augmentation import Augmentation
 from .store import Box, SessionView, Store
 

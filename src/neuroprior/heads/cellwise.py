@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.config import Config as BaseConfig
+from ..core.covariates import Covariate
 from ..core.representation import Representation
-from ._covariates import Covariate, Embedding
+from ._covariates import Embedding
 from ._ragged import mean_by_case
 from ._readout import Kind, Readout
 
@@ -140,7 +141,7 @@ class CellwiseHead(nn.Module):
     ) -> Tensor:  # fmt: skip
         """(n_cases, outputs); the shelf's docstring explains the ragged batch. ``net`` is not used.
 
-        ``covariates`` (n_cases, F) come from ``heads._covariates.encode``; NaN, or None for all, means missing.
+        ``covariates`` (n_cases, F) come from ``core.covariates.encode``; NaN, or None for all, means missing.
         """
         with torch.autocast(case.device.type, enabled=False):
             scans = self.normalised(self.scans(representation, contrast), contrast)

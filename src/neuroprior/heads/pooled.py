@@ -23,8 +23,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.config import Config as BaseConfig
+from ..core.covariates import Covariate
 from ..core.representation import Representation
-from ._covariates import Covariate, Embedding
+from ._covariates import Embedding
 from ._ragged import mean_by_case
 from ._readout import Kind, Readout
 
@@ -130,7 +131,7 @@ class PooledHead(nn.Module):
     ) -> Tensor:  # fmt: skip
         """(n_cases, outputs); the shelf's docstring explains the ragged batch. ``net`` is not used.
 
-        ``covariates`` (n_cases, F) come from ``heads._covariates.encode``; NaN, or None for all, means missing.
+        ``covariates`` (n_cases, F) come from ``core.covariates.encode``; NaN, or None for all, means missing.
         """
         anatomy, scans = self.vectors(representation, case, n_cases)
         if self.config.standardise:

@@ -13,7 +13,7 @@ import numpy as np
 from .. import __version__
 from ..core import artifacts, nifti
 from ..core.errors import ConfigError
-from .predictor import CaseInput
+from .reading import CaseInput
 
 TABLE, DESCRIPTION = "predictions.tsv", "predictions.json"
 

@@ -29,7 +29,7 @@ from ..core.resampling import resample_labels
 from ..core.session import conform_session
 from ..core.volume import Volume
 from .model import Model
-from .predictor import CaseInput
+from .reading import CaseInput
 
 Half = Literal["whole", "anatomy", "contrast"]
 

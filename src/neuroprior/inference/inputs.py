@@ -11,7 +11,7 @@ from typing import Any
 from ..core import contrasts, shelf
 from ..core.errors import ConfigError, InputError
 from ..core.records import BAD, Scan
-from .predictor import CaseInput
+from .reading import CaseInput
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
 

@@ -29,6 +29,7 @@ from ..core.conforming import ConformSpec
 from ..core.errors import ArtifactError, ConfigError
 from ..core.places import Place
 from ..core.representation import Fused, Representation, fuse
+from .described import Described
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ CHECK_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Described):
     """A model in memory.
 
     Attributes:
@@ -66,27 +67,6 @@ class Model:
     def each(self) -> tuple[Model, ...]:
         """The members of an ensemble, or the model itself."""
         return self.members or (self,)
-
-    @property
-    def spec(self) -> ConformSpec:
-        """The preprocessing that every input must go through."""
-        return parse(ConformSpec, self.info["preprocessing"], where=self.folder / DESCRIPTION)
-
-    @property
-    def steps(self) -> dict[str, Any]:
-        """What was done to the scans it learned from before they were conformed: ``bias`` (none, n4) and ``mask`` (what the intensities were normalised
-        over: head, or another tool's brain masks); empty where the model does not tell."""
-        return dict(self.info.get("data", {}).get("steps", {}))
-
-    @property
-    def contrasts(self) -> tuple[str, ...]:
-        """Canonical names of the contrasts the model was trained on; their order numbers the head's contrasts."""
-        return tuple(self.info["contrasts"])
-
-    @property
-    def task(self) -> Mapping[str, Any]:
-        """What the head predicts: ``name``, ``target``, ``classes`` ... Empty for a pretrained model."""
-        return self.info.get("task") or {}
 
     @torch.inference_mode()
     def encode(self, scans: Mapping[str, Tensor]) -> tuple[Fused, dict[str, Representation]]:

@@ -21,7 +21,8 @@ from ..core.volume import Volume
 from . import presets
 from .inputs import contrast_of_file
 from .model import Model, require_head
-from .predictor import compute, prepare, usable
+from .predictor import compute
+from .reading import prepare, usable
 
 ScanLike: TypeAlias = str | Path | np.ndarray | Any
 """A NIfTI path, a nibabel image, or an (x, y, z) array."""
@@ -135,7 +136,7 @@ def encode(
         notes=[f"{name}: {note}" for name, one in natives.items() for note in one.notes],
     )  # fmt: skip
     device = next(model.net.parameters()).device
-    images = prepared.images.to(device)
+    images = torch.from_numpy(prepared.images).to(device)
     fused, _ = model.encode({name: images[k][None, None] for k, name in enumerate(prepared.contrasts)})
     halves = {name: half[0].float().cpu().numpy() for name, half in fused.contrasts.items()}
     return Features(fused.anatomy[0].float().cpu().numpy(), halves, prepared.notes)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
-from torch import nn
 
 from ..core.config import Config, parse
 from ..core.errors import ConfigError, suggestion
-from ..core.precision import has_quick_bfloat16, has_quick_int8
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class PredictConfig(Config):
@@ -63,6 +64,8 @@ def preset(name: str, net: nn.Module, **changes: Any) -> PredictConfig:
     Raises:
         ConfigError: there is no such preset, or a value is impossible.
     """
+    from ..core.precision import has_quick_bfloat16, has_quick_int8
+
     require(name)
     wanted = PRESETS[name]
     device = next(net.parameters()).device

@@ -1,10 +1,4 @@
-"""Whole volumes through a net that was trained on boxes: overlapping windows, blended by a Gaussian and streamed row by row.
-
-Windows lie on a regular grid, so the blending weight of a voxel is a product of three one-dimensional weights that are known
-before anything is computed: each axis' Gaussians (sigma an eighth of the window, as in nnU-Net, Isensee et al. 2021) are divided
-by their sum over the windows that cover a voxel. The weights of a voxel then sum to one, nothing has to be divided at the end, and
-rows of the volume are final as soon as the last window that covers them is done. Only ``classes x window rows`` of a volume are
-held at any time.
+"""Whole volumes through a net that was trained on boxes: overlapping windows, blended (:mod:`.layout`) and streamed row by row.
 
 Every window may be looked at several times (:class:`Passes`): by the members of an ensemble, mirrored, with samples of the
 posterior. Probabilities are averaged, never logits.
@@ -26,70 +20,11 @@ from torch.nn import functional
 from ..core import seeds
 from ..core.errors import ConfigError
 from ..core.precision import has_quick_bfloat16, has_quick_int8
+from .layout import Layout, Ring, centring, lay
 from .model import Model
-
-SIGMA = 0.125
-"""Standard deviation of the blending weight, as a share of the window."""
 
 HALF_FROM_BYTES = 2 << 30
 """From this size on, rows in the making are summed in float16 (their weights sum to one: the error stays below 2e-3)."""
-
-BLOCK_BYTES = 128 << 20
-"""About the size of the blocks in which finished rows are handed on."""
-
-
-# ------------------------------------------------------------------------------------------------------------- the layout
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where windows lie in a volume.
-
-    Attributes:
-        shape: of the volume, padded to at least a window.
-        before: zeros in front of the volume along each axis.
-        window: size in voxels.
-        starts: first voxel of the windows along each axis.
-        weights: per axis one float32 tensor a window; over the windows that cover a voxel they sum to one.
-    """
-
-    shape: tuple[int, int, int]
-    before: tuple[int, int, int]
-    window: tuple[int, int, int]
-    starts: tuple[tuple[int, ...], ...]
-    weights: tuple[tuple[Tensor, ...], ...]
-
-    def __len__(self) -> int:
-        return math.prod(len(starts) for starts in self.starts)
-
-
-def lay(shape: Sequence[int], window: Sequence[int], overlap: float) -> Layout:
-    """Windows over a volume, spread evenly and in mirror symmetry.
-
-    Args:
-        shape: of the volume; an axis shorter than the window is padded with zeros on both sides.
-        window: size in voxels.
-        overlap: least overlap of neighbours as a share of the window, in [0, 1).
-    """
-    padded, before, starts, weights = [], [], [], []
-    for length, size in zip(shape, window, strict=True):
-        full = max(length, size)
-        padded.append(full)
-        before.append((full - length) // 2)
-        step = max(1, int(size * (1 - overlap)))
-        n = -(-(full - size) // step) + 1
-        places = [round(k * (full - size) / max(n - 1, 1)) for k in range(n)]
-        for k in range(n // 2):
-            places[n - 1 - k] = full - size - places[k]
-        bell = torch.exp(-0.5 * ((torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / (SIGMA * size)) ** 2)
-        total = torch.zeros(full, dtype=torch.float64)
-        for place in places:
-            total[place : place + size] += bell
-        starts.append(tuple(places))
-        weights.append(tuple((bell / total[place : place + size]).float() for place in places))
-    (x, y, z), (a, b, c), (i, j, k) = padded, before, window
-    return Layout((x, y, z), (a, b, c), (int(i), int(j), int(k)), tuple(starts), tuple(weights))
-
 
 # ------------------------------------------------------------------------------------------------- looking at a window
 
@@ -303,57 +238,30 @@ def stream(
         (first row, (classes [+ 1], rows, y, z) float32 on ``stitch``): consecutive rows along x, from the first to the last.
     """
     passes = passes or Passes()
-    x, y, z = images.shape[1:]
-    (w, u, v), (px, py, pz) = layout.window, layout.before
-    padding = [(before, full - n - before) for before, full, n in zip(layout.before, layout.shape, (x, y, z), strict=True)]
+    padding = layout.padding
     if any(a or b for a, b in padding):
         images = functional.pad(images, (*padding[2], *padding[1], *padding[0]))
     images = images.to(stitch if torch.device(device).type == torch.device(stitch).type else "cpu")
+    weights = [[torch.from_numpy(weight).to(device) for weight in axis] for axis in layout.weights]
     cells = [(j, k) for j in range(len(layout.starts[1])) for k in range(len(layout.starts[2]))]
-    ring: Tensor | None = None  # row r of the volume is row r % w of the ring
-    for i, sx in enumerate(layout.starts[0]):
+    ring: Ring | None = None
+    for i in range(len(layout.starts[0])):
         for first in range(0, len(cells), batch):
-            chosen = cells[first : first + batch]
-            boxes = torch.stack([
-                images[:, sx : sx + w, layout.starts[1][j] : layout.starts[1][j] + u, layout.starts[2][k] : layout.starts[2][k] + v]
-                for j, k in chosen
-            ]).to(device)  # fmt: skip
-            numbers = [(i * len(layout.starts[1]) + j) * len(layout.starts[2]) + k for j, k in chosen]
-            p = look(members, boxes, contrasts, passes, numbers, spread=spread)
+            chosen = [(i, j, k) for j, k in cells[first : first + batch]]
+            boxes = torch.stack([images[(slice(None), *layout.box(place))] for place in chosen]).to(device)
+            numbers = [i * len(cells) + first + n for n in range(len(chosen))]
+            answers = look(members, boxes, contrasts, passes, numbers, spread=spread)
             if ring is None:
-                size = (p.shape[1], w, layout.shape[1], layout.shape[2])
+                size = (answers.shape[1], layout.window[0], layout.shape[1], layout.shape[2])
                 half = math.prod(size) * 4 > HALF_FROM_BYTES
-                ring = torch.zeros(size, dtype=torch.float16 if half else torch.float32, device=stitch)
-            for row, (j, k) in enumerate(chosen):
-                _add(ring, p[row], sx, (layout.starts[1][j], layout.starts[2][k]),
-                     (layout.weights[0][i], layout.weights[1][j], layout.weights[2][k]))  # fmt: skip
-            del p, boxes
+                ring = Ring(layout, torch.zeros(size, dtype=torch.float16 if half else torch.float32, device=stitch))
+            for p, (_, j, k) in zip(answers, chosen, strict=True):
+                p = p.mul_(weights[0][i][:, None, None]).mul_(weights[1][j][:, None]).mul_(weights[2][k])
+                ring.add(p.to(ring.rows), (i, j, k))
+            del answers, boxes
         assert ring is not None
-        end = layout.starts[0][i + 1] if i + 1 < len(layout.starts[0]) else layout.shape[0]
-        step = max(1, BLOCK_BYTES // (ring.shape[0] * ring.shape[2] * ring.shape[3] * 4))
-        at = sx
-        while at < end:
-            place = at % w
-            count = min(step, end - at, w - place)
-            low, high = max(at, px), min(at + count, px + x)
-            if low < high:
-                block = ring[:, place + low - at : place + high - at, py : py + y, pz : pz + z]
-                yield low - px, block.float() if block.dtype == torch.float16 else block.clone()
-            ring[:, place : place + count] = 0
-            at += count
-
-
-def _add(ring: Tensor, p: Tensor, sx: int, corner: tuple[int, int], weights: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Add a window (C, w, u, v) times its weights to the ring, whose rows begin anew after the last."""
-    wx, wy, wz = (weight.to(p.device) for weight in weights)
-    p = p.mul_(wx[:, None, None]).mul_(wy[:, None]).mul_(wz)
-    w, (sy, sz) = ring.shape[1], corner
-    plane = ring[:, :, sy : sy + p.shape[2], sz : sz + p.shape[3]]
-    p = p.to(device=ring.device, dtype=ring.dtype)
-    turn = sx % w
-    plane[:, turn:] += p[:, : w - turn]
-    if turn:
-        plane[:, :turn] += p[:, w - turn :]
+        for row, block in ring.finished(i):
+            yield row, block.float() if block.dtype == torch.float16 else block.clone()
 
 
 @torch.inference_mode()
@@ -396,12 +304,7 @@ def segment(
 def centred(images: Tensor, window: Sequence[int]) -> Tensor:
     """(K, x, y, z) images centred in a box of ``window`` voxels, cropped or padded with zeros."""
     boxed = images.new_zeros((images.shape[0], *window))
-    source, target = [], []
-    for extent, length in zip(images.shape[1:], window, strict=True):
-        start = (extent - length) // 2
-        low, high = max(start, 0), min(start + length, extent)
-        source.append(slice(low, high))
-        target.append(slice(low - start, high - start))
+    source, target = centring(images.shape[1:], window)
     boxed[(slice(None), *target)] = images[(slice(None), *source)]
     return boxed
 

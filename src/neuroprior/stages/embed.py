@@ -13,7 +13,7 @@ from ..core.places import Place
 if TYPE_CHECKING:
     from ..core.records import Score
     from ..inference.model import Model
-    from ..inference.predictor import CaseInput
+    from ..inference.reading import CaseInput
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def _cases(inputs: Sequence[str], known: Sequence[str], split: str | None, datas
     from ..core.records import BAD
     from ..data.index import read_index
     from ..inference.inputs import IMAGE_SUFFIXES, contrast_of_file, from_arguments
-    from ..inference.predictor import CaseInput
+    from ..inference.reading import CaseInput
 
     cases: list[CaseInput] = []
     for item in inputs:

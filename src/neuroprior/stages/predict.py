@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..core.places import Place
 
 if TYPE_CHECKING:
+    from ..inference.answers import CaseOutput
     from ..inference.model import Model
-    from ..inference.predictor import CaseInput, CaseOutput, Prepared
     from ..inference.presets import PredictConfig
+    from ..inference.reading import CaseInput, Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ class _Run:
         import time
 
         from ..core.errors import NeuropriorError
-        from ..inference.predictor import read_case
+        from ..inference.reading import read_case
 
         start = time.perf_counter()
         digest = _digest(case)
@@ -352,7 +353,9 @@ class _Run:
 
         from ..core import peak_memory
         from ..core.errors import NeuropriorError
-        from ..inference.predictor import compute, describe, read_case
+        from ..inference.answers import describe
+        from ..inference.predictor import compute
+        from ..inference.reading import read_case
 
         start = time.perf_counter()
         peak_memory.reset_peak()
@@ -395,7 +398,7 @@ class _Run:
         from ..core import artifacts, nifti
         from ..core.errors import ArtifactError, NeuropriorError
         from ..inference import derivative
-        from ..inference.predictor import withhold
+        from ..inference.answers import withhold
 
         start = time.perf_counter()
         if output is not None and self.abstain and "low_confidence" in output.flags:

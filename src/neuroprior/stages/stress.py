@@ -190,7 +190,7 @@ def _pictures(model: Model, item: Judged, config: Any, out: Path) -> list[str]:
     from ..core.grids import canonical_grid, grid_of
     from ..core.resampling import resample
     from ..core.session import choose_reference
-    from ..inference.predictor import usable
+    from ..inference.reading import usable
     from ..reporting.figures import strip
 
     scans = usable(model, item.case.scans)

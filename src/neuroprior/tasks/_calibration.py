@@ -24,7 +24,7 @@ from ..inference import calibration as calibrating
 from ..inference import model as models
 from ..inference import windows
 from ..inference.calibration import Calibration
-from ..inference.predictor import _covariates
+from ..inference.predictor import encoded_covariates
 from ..metrics import ece
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def answers(
             continue
         raw = windows.pool_passes(
             model, tensor, names, window=task["window"], passes=windows.Passes(),
-            covariates=_covariates(model, session.columns, str(device)),
+            covariates=encoded_covariates(model, session.columns, str(device)),
         )[0].cpu()  # fmt: skip
         if task["name"] == "classification":
             probabilities = tuple(float(p) for p in raw[: len(task["classes"])].softmax(0))

@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import nn
 
 from ..core.config import Config as BaseConfig
+from ..core.covariates import Covariate
 from ..core.errors import InputError, suggestion
 from ..data.store import SessionView, Store
-from ..heads._covariates import Covariate
 from ._protocol import usable_contrasts
 
 logger = logging.getLogger(__name__)

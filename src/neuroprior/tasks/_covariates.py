@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..core.covariates import Covariate
 from ..core.errors import ConfigError, suggestion
 from ..data.store import SessionView, Store
-from ..heads._covariates import Covariate
 from ._columns import is_missing, known_columns
 
 

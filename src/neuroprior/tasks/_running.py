@@ -20,6 +20,7 @@ import torch
 
 from ..core import artifacts, ranks, seeds, shelf
 from ..core.config import read_yaml
+from ..core.covariates import encode
 from ..core.errors import ConfigError
 from ..core.representation import Representation
 from ..data.augmentation import Augmentation, steps
@@ -30,7 +31,6 @@ from ..engine import pace, vram
 from ..engine.device import device_of
 from ..engine.phases import lengths
 from ..engine.settings import TrainingConfig
-from ..heads._covariates import encode
 from ..inference import lineage, windows
 from ..inference import model as models
 from . import _closed_form as closed_form

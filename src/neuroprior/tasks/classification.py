@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, nll_loss
 
+from ..core.covariates import Covariate
 from ..core.errors import ConfigError, InputError
 from ..data.cases import Case
 from ..data.store import SessionView, Store
-from ..heads._covariates import Covariate
 from ._columns import VectorConfig, column_values, vector_head
 
 

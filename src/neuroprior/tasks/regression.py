@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..core.covariates import Covariate
 from ..core.errors import InputError
 from ..data.cases import Case
 from ..data.store import SessionView, Store
-from ..heads._covariates import Covariate
 from ._columns import VectorConfig, column_values, vector_head
 
 LOG_VARIANCE = (-7.0, 5.0)

@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.config import Config as BaseConfig
+from ..core.covariates import Covariate
 from ..core.errors import ConfigError, InputError, suggestion
 from ..data.cases import Case, Source
 from ..data.store import SessionView, Store
-from ..heads._covariates import Covariate
 from ._losses import region_loss, voxel_loss
 from ._protocol import usable_contrasts
 from ._sides import pairs_from_names
