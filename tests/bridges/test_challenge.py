@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuroprior.bridges import _check, challenge
+from neuroprior.bridges import _check, _made_up, _travelling, challenge
 from neuroprior.bridges._contract import main
 from neuroprior.core import nifti
 from neuroprior.core.errors import ArtifactError, ConfigError, InputError
@@ -62,7 +62,7 @@ def test_every_fomo26_task_is_exported_and_keeps_its_contract(number: int, tmp_p
 
     assert (out / "predict").stat().st_mode & stat.S_IXUSR
     parts = {path.relative_to(out / "app" / "neuroprior").parts[0] for path in (out / "app").rglob("*.py")}
-    assert not parts & set(challenge.TRAINING)
+    assert not parts & set(_travelling.TRAINING)
     needed = {line.split("==")[0] for line in (out / "requirements.txt").read_text().split()}
     assert needed >= {"torch", "numpy", "scipy", "nibabel", "safetensors", "pydantic"}
     assert not needed & {"lightning", "pandas", "scikit-learn", "blosc2", "matplotlib"}
@@ -160,7 +160,7 @@ def test_options_and_folders_that_do_not_fit_are_told(tmp_path: Path) -> None:
 
 def test_the_size_counts_packages_but_not_torch(tmp_path: Path) -> None:
     lines = ["torch==2.13.0", "nibabel==5.4.2", "scipy==1.0"]
-    sizes = challenge.package_bytes(lines)
+    sizes = _travelling.package_bytes(lines)
     assert {"nibabel", "scipy", "numpy"} <= sizes.keys()
     assert not {"torch", "sympy", "networkx"} & sizes.keys()
     (tmp_path / "weights").write_bytes(b"0" * 1000)
@@ -171,14 +171,14 @@ def test_the_size_counts_packages_but_not_torch(tmp_path: Path) -> None:
 
 
 def test_what_travels_is_what_inference_imports_and_no_training_code() -> None:
-    found = challenge.closure(["neuroprior.bridges._contract", "neuroprior.nets.unet"])
+    found = _travelling.closure(["neuroprior.bridges._contract", "neuroprior.nets.unet"])
     assert {
         "neuroprior",
         "neuroprior.core.nifti",
         "neuroprior.inference.predictor",
         "neuroprior.inference.embedding",
     } <= found.keys()
-    assert not {name.split(".")[1] for name in found if "." in name} & set(challenge.TRAINING)
+    assert not {name.split(".")[1] for name in found if "." in name} & set(_travelling.TRAINING)
     assert "neuroprior.bridges.challenge" not in found
     assert "neuroprior.nets.vit" not in found
 
@@ -201,15 +201,15 @@ def test_a_mask_lies_on_the_first_scan_even_if_the_model_does_not_know_it(tmp_pa
     task = challenge.contract(protocol, protocol.task(2), {"weights_sha256": "0"})
     (tmp_path / "task.json").write_text(json.dumps(task))
     flair, dwi, out = tmp_path / "flair.nii.gz", tmp_path / "dwi.nii.gz", tmp_path / "mask.nii.gz"
-    nifti.write(flair, _check.made_up_head("odd", "FLAIR"))
-    nifti.write(dwi, _check.made_up_head("plain", "DWI"))
+    nifti.write(flair, _made_up.made_up_head("odd", "FLAIR"))
+    nifti.write(dwi, _made_up.made_up_head("plain", "DWI"))
     assert main(tmp_path, ["--flair", str(flair), "--dwi", str(dwi), "--output", str(out)]) == 0
     assert all(problem is None for _, problem in _check.look_at_mask(out, flair, [0, 1]))
     case = CaseInput("x", "", "x", "", {"DWI": dwi})
     there = predict_case(load(tmp_path / "model"), case).mask
     assert there is not None
     assert 0 < np.count_nonzero(there) < there.size
-    ml = [float(np.prod(_check.GRIDS[grid][1])) / 1000 for grid in ("plain", "odd")]
+    ml = [float(np.prod(_made_up.GRIDS[grid][1])) / 1000 for grid in ("plain", "odd")]
     here = nifti.read_labels(out)[0].voxels
     assert np.count_nonzero(here) * ml[1] == pytest.approx(np.count_nonzero(there) * ml[0], rel=0.1)
     assert main(tmp_path, ["--flair", str(flair), "--dwi", str(tmp_path / "model" / "model.json"), "--output", str(out)]) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroprior.bridges import _check
+from neuroprior.bridges import _check, _made_up
 from neuroprior.bridges.challenge import contract
 from neuroprior.core import artifacts
 from neuroprior.core.errors import ArtifactError
@@ -149,12 +149,12 @@ def test_apptainer_runs_the_same_case_without_a_network(tmp_path: Path, monkeypa
 def test_the_made_up_grids_are_what_they_say() -> None:
     import nibabel
 
-    assert nibabel.orientations.aff2axcodes(_check.grid_affine("plain")) == ("R", "A", "S")
-    assert nibabel.orientations.aff2axcodes(_check.grid_affine("odd")) == ("P", "I", "L")
-    for grid, (_, spacing) in _check.GRIDS.items():
-        affine = _check.grid_affine(grid)
+    assert nibabel.orientations.aff2axcodes(_made_up.grid_affine("plain")) == ("R", "A", "S")
+    assert nibabel.orientations.aff2axcodes(_made_up.grid_affine("odd")) == ("P", "I", "L")
+    for grid, (_, spacing) in _made_up.GRIDS.items():
+        affine = _made_up.grid_affine(grid)
         np.testing.assert_allclose(nibabel.affines.voxel_sizes(affine), spacing, rtol=1e-6)
         linear = affine[:3, :3] / spacing
         np.testing.assert_allclose(linear.T @ linear, np.eye(3), atol=1e-6)
-    assert np.abs(_check.grid_affine("oblique")[:3, :3]).min(initial=9, where=~np.eye(3, dtype=bool)) >= 0
-    assert nibabel.affines.obliquity(_check.grid_affine("oblique")).max() > 0.1
+    assert np.abs(_made_up.grid_affine("oblique")[:3, :3]).min(initial=9, where=~np.eye(3, dtype=bool)) >= 0
+    assert nibabel.affines.obliquity(_made_up.grid_affine("oblique")).max() > 0.1

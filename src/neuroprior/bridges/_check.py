@@ -7,28 +7,25 @@ allows one), and what it imported is looked at afterwards.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core import artifacts, nifti, seeds
+from ..core import artifacts, nifti
 from ..core.errors import ArtifactError
-from ..core.volume import Volume
 from ..protocols import ANY
 from . import challenge
+from ._calling import Outcome, call, network_namespace
 from ._contract import TASK
+from ._made_up import made_up_head
+from ._travelling import TRAINING, folder_bytes, package_bytes, requirements
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 
@@ -72,75 +69,7 @@ class Scenario:
     choice: int = 0
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one call of ``predict`` ended.
-
-    Attributes:
-        returncode: negative for a signal; None when it was stopped for being too slow.
-        seconds, peak_mb: wall-clock time and largest resident memory.
-        tail: the end of its standard error.
-        network: what it tried on the network.
-        modules: module name -> file, of what it had imported; empty when it could not be looked at.
-        files: what lies in the output folder.
-    """
-
-    returncode: int | None
-    seconds: float
-    peak_mb: float
-    tail: str
-    network: tuple[str, ...] = ()
-    modules: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
-
-
 # ------------------------------------------------------------------------------------------------------------- made-up scans
-
-GRIDS: dict[str, tuple[tuple[int, int, int], tuple[float, float, float]]] = {
-    "plain": ((44, 52, 46), (4.0, 4.0, 4.0)),
-    "oblique": ((46, 50, 32), (4.0, 4.0, 6.0)),
-    "odd": ((34, 48, 52), (5.5, 4.2, 3.8)),
-    "full": ((182, 218, 182), (1.0, 1.0, 1.0)),
-}
-"""Voxels and spacing in millimetres of each made-up grid."""
-
-
-def grid_affine(grid: str) -> np.ndarray:
-    """(4, 4) voxel -> RAS+ mm: ``oblique`` is turned by 17 and 9 degrees, ``odd`` has its axes run posterior, inferior, left."""
-    shape, spacing = GRIDS[grid]
-    turn = np.eye(3)
-    if grid == "oblique":
-        a, b = np.deg2rad([17, 9])
-        turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ np.array(
-            [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
-        )
-    elif grid == "odd":
-        turn = np.array([[0, 0, -1], [-1, 0, 0], [0, -1, 0]], dtype=float)
-    affine = np.eye(4)
-    affine[:3, :3] = turn * spacing
-    affine[:3, 3] = np.array([3.0, -11.0, 7.0]) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return affine
-
-
-def made_up_head(grid: str, contrast: str, seed: int = 0) -> Volume:
-    """A head of four ellipsoids (scalp, brain, ventricles, a spot) with noise, whose grey values depend on the contrast."""
-    shape, _ = GRIDS[grid]
-    affine = grid_affine(grid)
-    draw = seeds.generator(seed, "made-up head", contrast, grid)
-    world = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"), -1) @ affine[:3, :3].T.astype(
-        np.float32
-    )
-    world += (affine[:3, 3] - np.array([3.0, -11.0, 7.0])).astype(np.float32)
-    image = draw.normal(0, 6, shape).astype(np.float32)
-    for centre, radius in (
-        ((0, 0, 0), (72, 88, 78)),
-        ((0, 0, 4), (62, 78, 66)),
-        ((0, -4, 8), (16, 24, 12)),
-        ((30, 10, 20), (12, 10, 11)),
-    ):
-        inside = (((world - np.float32(centre)) / np.float32(radius)) ** 2).sum(-1) < 1
-        image[inside] = draw.uniform(150, 900) + image[inside]
-    return Volume(np.abs(image).astype(np.int16), affine)
 
 
 def scans_of(task: Mapping[str, Any], scenario: Scenario, folder: Path) -> dict[str, Path]:
@@ -170,88 +99,6 @@ def scenarios(task: Mapping[str, Any], *, full_size: bool) -> list[Scenario]:
     else:
         made = [Scenario("oblique, .nii", "oblique", ".nii"), Scenario("odd axes, anisotropic, .nii.gz", "odd")]
     return [*made, Scenario("1 mm, .nii.gz", "full")] if full_size else made
-
-
-# ------------------------------------------------------------------------------------------------------------- one call
-
-
-def _namespace() -> list[str]:
-    """The words before a command that give it a network namespace of its own; none where the system does not allow it."""
-    if shutil.which("unshare") is None:
-        return []
-    tried = subprocess.run(["unshare", "--map-current-user", "--net", "true"], capture_output=True, check=False)
-    return ["unshare", "--map-current-user", "--net", "--"] if tried.returncode == 0 else []
-
-
-def call(command: Sequence[str | Path], output: Path, *, seconds: float | None, prefix: Sequence[str] = ()) -> Outcome:
-    """Run one command without a network, watched; stopped with all its children when it takes longer than ``seconds``."""
-    with tempfile.TemporaryDirectory(prefix="neuroprior-watch-") as name:
-        watch = Path(name)
-        shutil.copyfile(Path(__file__).with_name("_watch.py"), watch / "sitecustomize.py")
-        report = watch / "report.json"
-        drop = {"PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS"}
-        environment = {key: value for key, value in os.environ.items() if key not in drop}
-        environment |= {
-            "PYTHONPATH": str(watch), "NEUROPRIOR_WATCH": str(report), "PYTHONDONTWRITEBYTECODE": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        }  # fmt: skip
-        with open(watch / "stderr", "w+b") as errors:
-            start = time.perf_counter()
-            process = subprocess.Popen(
-                [*prefix, *map(str, command)], cwd=watch, env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
-                start_new_session=True,
-            )  # fmt: skip
-            try:
-                code, peak = _wait(process, seconds)
-            except BaseException:  # Ctrl-C: the child has a session of its own and would live on
-                _stop(process)
-                raise
-            taken = time.perf_counter() - start
-            errors.seek(0)
-            tail = errors.read().decode("utf-8", "replace").strip()[-1500:]
-        network = Path(f"{report}.network")
-        modules = json.loads(report.read_text(encoding="utf-8"))["modules"] if report.is_file() else {}
-        tried = tuple(network.read_text(encoding="utf-8").splitlines()) if network.is_file() else ()
-    files = tuple(sorted(p.relative_to(output.parent).as_posix() for p in output.parent.rglob("*") if p.is_file()))
-    return Outcome(code, taken, peak, tail, tried, modules, files)
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> tuple[int | None, float]:
-    """Exit status (None when stopped) and peak resident megabytes of a process.
-
-    The kernel's own account of an ended process begins with what its parent held when it was started, so on Linux the high-water mark of
-    the running program is read instead, fifty times a second.
-    """
-    start, stopped, peak = time.perf_counter(), False, 0.0
-    while True:
-        peak = max(peak, _resident_mb(process.pid))
-        done, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if done:
-            break
-        if not stopped and seconds is not None and time.perf_counter() - start > seconds:
-            stopped = True
-            _stop(process)
-        time.sleep(0.02)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    scale = 1024**2 if sys.platform == "darwin" else 1024
-    return None if stopped else process.returncode, peak or usage.ru_maxrss / scale
-
-
-def _resident_mb(pid: int) -> float:
-    """The largest resident memory of a running program so far; 0 where it cannot be told."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM:")), 0.0)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its children."""
-    import signal
-
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def answer_one(folder: Path, *, seconds: float | None = None) -> Outcome:
@@ -395,7 +242,7 @@ def check(
     found = _look_at_files(folder)
     if any(row.status == FAILED for row in found):
         return found
-    prefix = _namespace()
+    prefix = network_namespace()
     vectors: dict[str, int] = {}
     loaded: dict[str, str] = {}
     for scenario in scenarios(task, full_size=full_size):
@@ -438,7 +285,7 @@ def _look_at_files(folder: Path) -> list[Finding]:
     rows.append(_row("all", "files", f"missing: {', '.join(missing)}" if missing else None))
     if not missing:
         lines = (folder / challenge.REQUIREMENTS).read_text(encoding="utf-8").split()
-        parts = {"folder": challenge.folder_bytes(folder), **challenge.package_bytes(lines)}
+        parts = {"folder": folder_bytes(folder), **package_bytes(lines)}
         parts["folder"] -= sum(path.stat().st_size for path in folder.glob("*.sif"))
         total = sum(parts.values())
         text = f"{total / 1e6:.0f} MB without torch ({parts['folder'] / 1e6:.1f} MB of it the folder)"
@@ -507,7 +354,7 @@ def _look_at_outcome(
     if outcome.modules:
         training = sorted(
             name for name in outcome.modules
-            if name in FOREIGN or (name.startswith("neuroprior.") and name.split(".")[1] in challenge.TRAINING)
+            if name in FOREIGN or (name.startswith("neuroprior.") and name.split(".")[1] in TRAINING)
         )  # fmt: skip
         rows.append(_row(case, "no training code", f"imported {', '.join(training[:4])}" if training else None))
     elif outcome.returncode is not None:
@@ -519,7 +366,7 @@ def _look_at_requirements(folder: Path, loaded: Mapping[str, str]) -> list[Findi
     """What the travelling code imports and loaded, against requirements.txt."""
     if not loaded or not (folder / challenge.APP / "neuroprior").is_dir():
         return []
-    wanted = {line.split("==")[0] for line in challenge.requirements(folder / challenge.APP, loaded)}
+    wanted = {line.split("==")[0] for line in requirements(folder / challenge.APP, loaded)}
     listed = {
         line.split("==")[0].strip().lower().replace("_", "-")
         for line in (folder / challenge.REQUIREMENTS).read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")

@@ -1,4 +1,4 @@
-"""Export: a model in, a challenge container's folder or another framework's checkpoint out, and the container's contract checked."""
+"""Export: a model in; a challenge container's folder, an ONNX folder or another framework's checkpoint out; and what was exported, checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ONNX = "model.json"
+"""What says that a folder was exported for ONNX Runtime."""
+
 
 @dataclass(frozen=True)
 class ExportSummary:
@@ -23,7 +26,7 @@ class ExportSummary:
         out: the exported folder.
         findings: of a check; empty after an export.
         notes: what a user should know of the exported model.
-        megabytes: of the folder and its packages, torch apart.
+        megabytes: of the folder and its packages, torch apart (an ONNX folder needs none).
         then: what to do next.
     """
 
@@ -63,7 +66,7 @@ class ExportSummary:
 
 
 def export(
-    what: Literal["challenge", "nnssl", "check"],
+    what: Literal["challenge", "onnx", "nnssl", "check"],
     source: Place,
     protocol: str | None = None,
     task: str | None = None,
@@ -74,12 +77,12 @@ def export(
     memory_gb: float | None = None,
     full_size: bool = True,
 ) -> ExportSummary:
-    """Write a challenge container's folder from a model (challenge) or a checkpoint for nnssl and SSL3D (nnssl), or run the contract of such a
-    container's folder (check).
+    """Write a challenge container's folder from a model (challenge), a folder for ONNX Runtime that needs no torch (onnx) or a checkpoint for
+    nnssl and SSL3D (nnssl); or check an exported folder: the contract of a container, the examples of an ONNX folder (check).
 
     Args:
-        what: challenge, nnssl or check.
-        source: the model or run folder, or its address (challenge, nnssl), or the exported folder (check).
+        what: challenge, onnx, nnssl or check.
+        source: the model or run folder, or its address (challenge, onnx, nnssl), or the exported folder (check).
         protocol: the challenge's rules; see neuroprior list protocols.
         task: the task's number or name.
         out: where the exported folder goes.
@@ -98,8 +101,6 @@ def export(
         InputError: out holds something else, or the result is too large.
         ArtifactError: the model or the exported folder is damaged.
     """
-    from dataclasses import asdict
-
     from ..core import artifacts
     from ..core.errors import ConfigError
     from ..inference.elsewhere import at_hand
@@ -108,8 +109,24 @@ def export(
     if what == "check":
         if protocol or task or out or partial:
             raise ConfigError("export check takes only the exported folder, --seconds, --memory-gb and --full-size")
-        from ..bridges._check import check
+        from ..bridges._check import Finding, check
 
+        if (source / ONNX).is_file() and artifacts.read_json(source / ONNX).get("artifact") == "onnx":
+            from ..bridges import onnx
+
+            rows, _ = onnx.check(source)
+            return _told(
+                source,
+                [
+                    Finding(
+                        row["example"],
+                        row["what"],
+                        "ok" if row["ok"] else "failed",
+                        f"{row['apart']:.2g}, allowed {row['allowed']:g}",
+                    )
+                    for row in rows
+                ],
+            )
         findings = check(
             source,
             seconds=seconds,
@@ -117,15 +134,17 @@ def export(
             full_size=full_size,
             tell=lambda text: logger.info("asking for a case: %s", text),
         )
-        summary = ExportSummary(source, tuple(findings))
-        artifacts.write_json(
-            source / "check.json", {"artifact": "check", "failed": summary.failed, "findings": [asdict(row) for row in findings]}
-        )
-        return summary
+        return _told(source, findings)
 
-    if what == "nnssl":
-        if protocol or task or partial or out is None:
-            raise ConfigError("export nnssl takes the model and --out", expected="neuroprior export nnssl MODEL --out DIR")
+    if what in ("nnssl", "onnx") and (protocol or task or partial or out is None):
+        raise ConfigError(f"export {what} takes the model and --out", expected=f"neuroprior export {what} MODEL --out DIR")
+    if what == "onnx" and out is not None:
+        from ..bridges import onnx
+
+        made = onnx.write(source, out)
+        notes = (f"answers its examples as the model does, to {made.apart:.2g} of what is allowed",)
+        return ExportSummary(out, notes=notes, megabytes=made.megabytes, then=f"python {out}/predict --help")
+    if what == "nnssl" and out is not None:
         from ..bridges import nnssl
 
         return ExportSummary(out, notes=nnssl.write(source, out))
@@ -143,5 +162,19 @@ def export(
         )
     rules = read(protocol)
     presets.require(preset)
-    made = challenge.write(source, rules, rules.task(task), out, partial=partial, preset=preset)
-    return ExportSummary(out, notes=tuple(made["notes"]), megabytes=made["bytes"] / 1e6, then=f"neuroprior export check {out}")
+    container = challenge.write(source, rules, rules.task(task), out, partial=partial, preset=preset)
+    return ExportSummary(
+        out, notes=tuple(container["notes"]), megabytes=container["bytes"] / 1e6, then=f"neuroprior export check {out}"
+    )
+
+
+def _told(folder: Path, findings: list[Finding]) -> ExportSummary:
+    """The summary of a check, also written into the folder."""
+    from dataclasses import asdict
+
+    from ..core import artifacts
+
+    summary = ExportSummary(folder, tuple(findings))
+    content = {"artifact": "check", "failed": summary.failed, "findings": [asdict(row) for row in findings]}
+    artifacts.write_json(folder / "check.json", content)
+    return summary
