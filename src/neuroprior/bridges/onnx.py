@@ -46,8 +46,9 @@ from ._travelling import copy_code, folder_bytes, package_bytes, requirements, w
 
 ENTRY, APP, REQUIREMENTS, CARD = "predict", "app", "requirements.txt", "README.md"
 
-KEPT = ("task", "contrasts", "preprocessing", "calibration", "data", "licences", "lineage", "method", "weights_sha256")
-"""What ``model.json`` of the model says that the exported one says too."""
+KEPT = ("task", "contrasts", "preprocessing", "calibration", "licences", "method", "weights_sha256")
+KEPT_OF_DATA = ("steps", "datasets", "licences")
+"""What ``model.json`` of the model says that the exported one says too; of its data, nothing that names subjects."""
 
 EXAMPLE_WINDOWS = 1.5
 """Extent of an example's scan along its longest axis, in windows of a segmentation."""
@@ -122,6 +123,7 @@ def write(source: Path, out: Path) -> Written:
     artifacts.write_text(out / ENTRY, _ENTRY)
     os.chmod(out / ENTRY, 0o755)
     kept = {key: model.info[key] for key in KEPT if key in model.info}
+    kept["data"] = {key: value for key, value in model.info.get("data", {}).items() if key in KEPT_OF_DATA}
     described = {"artifact": "onnx", "format": FORMAT, "neuroprior": __version__, "members": members, **kept}
     artifacts.write_json(out / DESCRIPTION, described)
     rows, loaded = check(out)
@@ -191,12 +193,19 @@ def _cells(x: Tensor, axis: int, n: int, m: int) -> Iterator[Tensor]:
         yield x.narrow(axis, first, -(-(i + 1) * n // m) - first)
 
 
+def _summed(total: Tensor, axis: int, index: Tensor, rows: Tensor, alpha: float = 1.0) -> Tensor:
+    """``index_add`` where all rows are of the one case there is. ONNX Runtime's threads lose some when they add to one place at once
+    (microsoft/onnxruntime issue 23396; seen here: probabilities off by 0.03 in some runs)."""
+    assert axis == 0 and total.shape[0] == 1 and alpha == 1.0
+    return total + rows.sum(0, keepdim=True)
+
+
 def _write_graph(member: Model, path: Path) -> None:
     """The graph of one model, its weights within."""
     aten = torch.ops.aten
     instead = {
         aten.adaptive_avg_pool3d.default: _averaged, aten._adaptive_avg_pool3d.default: _averaged,
-        aten.adaptive_max_pool3d.default: _largest,
+        aten.adaptive_max_pool3d.default: _largest, aten.index_add.default: _summed,
     }  # fmt: skip
     graph, count = Graph(member).eval(), len(member.contrasts)
     with torch.no_grad(), _plain_layout(member.net), warnings.catch_warnings():

@@ -142,7 +142,7 @@ def export(
         from ..bridges import onnx
 
         made = onnx.write(source, out)
-        notes = (f"answers its examples as the model does, to {made.apart:.2g} of what is allowed",)
+        notes = (f"checked without torch: its answers to the examples are off by at most {made.apart:.2g} of what is allowed",)
         return ExportSummary(out, notes=notes, megabytes=made.megabytes, then=f"python {out}/predict --help")
     if what == "nnssl" and out is not None:
         from ..bridges import nnssl
