@@ -6,7 +6,7 @@
 Both get the same weights and windows (64^3, overlap 0.5, Gaussian blending) of two contrasts. The plain way takes one window at a
 time and encodes and decodes each contrast by itself with ``nn.InstanceNorm3d`` and LeakyReLU as they come; ``ours`` is
 ``inference/windows.py``, ``kept`` the same with freed memory kept, ``bfloat16`` and
-``int8`` that in the precision of ``--preset fast`` on a CPU with AMX or VNNI. Each has a process of its own, turns are taken, ratios are
+``int8`` that in the precision of ``--preset fast`` on a CPU with AMX or VNNI, ``onnx`` what ``export onnx`` makes of it, by ONNX Runtime. Each has a process of its own, turns are taken, ratios are
 of one round. ``ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`` takes AMX away from torch's convolutions; AVX2 needs ``MKL_ENABLE_INSTRUCTIONS=AVX2``
 and ``ATEN_CPU_CAPABILITY=avx2`` beside it, or matrix products and torch's own loops keep AVX-512.
 Probabilities must agree everywhere, in the kinds of float32. Appends a JSON line to benchmarks/results/predict.jsonl.
@@ -41,6 +41,7 @@ from predict import build
 NAMES = ["T1w", "FLAIR"]
 WINDOW = (64, 64, 64)
 LOW = ("bfloat16", "int8")
+SESSIONS: dict[Path, Any] = {}
 
 
 def plain(model: Any, images: Tensor) -> Tensor:
@@ -74,6 +75,27 @@ def ours(model: Any, images: Tensor, batch: int, precision: Any) -> Tensor:
     return torch.cat([block for _, block in windows.stream([model], images, NAMES, layout, passes=passes, batch=batch)], 1)
 
 
+def exported(model: Any, images: Tensor, folder: Path) -> Tensor:
+    """The same by ONNX Runtime, in two threads."""
+    import onnxruntime
+
+    from neuroprior.bridges import onnx
+    from neuroprior.bridges._onnx_runner import Exported, Member, _blocks
+    from neuroprior.inference.presets import PredictConfig
+    from neuroprior.inference.reading import Prepared
+
+    path = folder / "graph.onnx"
+    if not path.exists():
+        onnx._write_graph(model, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    if path not in SESSIONS:
+        SESSIONS[path] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    case: Any = Prepared("x", tuple(NAMES), images.numpy(), NAMES[0], None, (), (), ())  # type: ignore[arg-type]  # no way back is asked for
+    blocks = _blocks(Exported(model.info, folder, (Member(SESSIONS[path], model.task, ()),)), case, PredictConfig(), False, None)
+    return torch.cat([torch.from_numpy(block) for _, block in blocks], 1)
+
+
 def worker(kind: str, shape: tuple[int, ...], batch: int, pipe: Any) -> None:
     """Predicts whenever it is asked to; answers (seconds, processor seconds, probabilities, peak resident MB)."""
     if kind in ("kept", *LOW):
@@ -85,7 +107,12 @@ def worker(kind: str, shape: tuple[int, ...], batch: int, pipe: Any) -> None:
         model = build(Path(folder) / "paper", "fomo25", WINDOW[0], NAMES)
         while pipe.recv():
             wall, cpu = time.perf_counter(), time.process_time()
-            p = plain(model, images) if kind == "plain" else ours(model, images, batch, kind if kind in LOW else "float32")
+            if kind == "plain":
+                p = plain(model, images)
+            elif kind == "onnx":
+                p = exported(model, images, Path(folder))
+            else:
+                p = ours(model, images, batch, kind if kind in LOW else "float32")
             spent = time.perf_counter() - wall, time.process_time() - cpu
             pipe.send((*spent, p.numpy(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 

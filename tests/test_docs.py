@@ -22,7 +22,7 @@ def blocks(path: Path) -> list[str]:
 
 def run_text(text: str, folder: Path) -> str:
     """Some lines of bash in a folder; what they print."""
-    script = "set -euo pipefail\nneuroprior() { " + f'"{sys.executable}" -m neuroprior "$@"; }}\n' + text
+    script = f'set -euo pipefail\npython() {{ "{sys.executable}" "$@"; }}\nneuroprior() {{ python -m neuroprior "$@"; }}\n{text}'
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )
@@ -97,6 +97,8 @@ def test_the_page_on_weights_from_elsewhere_runs(heads: Path, tmp_path: Path) ->
     said = run_text(text.replace("pretrain store", f"pretrain store {small} --set training.steps=2"), tmp_path)
     assert "loaded    53 weights, 100.0% of the net's numbers" in said
     assert (tmp_path / "runs/lesion/comparison.json").is_file()
+    assert said.count("foreground probability, largest difference") == 2
+    assert "FAILED" not in said
 
 
 def test_the_examples_in_python_run() -> None:
