@@ -75,7 +75,7 @@ def put_together(net_name: str, head_name: str) -> Model:
             stages = {"stage_channels": net.stage_channels}
             head = models.build_head(name, {"contrasts": CONTRASTS, "outputs": 3} | halves | stages | settings)
         for module in (*net.modules(), *head.modules()):
-            if isinstance(module, torch.nn.BatchNorm1d):
+            if isinstance(module, torch.nn.BatchNorm1d) and module.running_mean is not None and module.running_var is not None:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
     if hasattr(net, "lay_out"):
