@@ -211,7 +211,7 @@ def test_a_check_sees_another_answer_and_a_damaged_graph(segmenter: tuple[Path, 
     _, out = segmenter
     good = export("check", out)
     assert good.exit_code == 0
-    assert {row.case for row in good.findings} == {"all", "T1w"}
+    assert {row.case for row in good.findings} == {"all", "first"}
     assert len(good.findings) == 4
     other = tmp_path / "other"
     shutil.copytree(out, other)

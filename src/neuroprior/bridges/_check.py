@@ -232,7 +232,7 @@ def check(
         raise ArtifactError(
             "this is no exported challenge folder",
             file=folder,
-            expected=TASK,
+            expected=f"{TASK}, or the model.json of export onnx",
             next_step="make one: neuroprior export challenge MODEL --protocol fomo26 --task 1 --out DIR",
         )
     task = artifacts.read_json(folder / TASK)
