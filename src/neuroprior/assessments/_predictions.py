@@ -166,6 +166,8 @@ def from_table(
     made = Scored()
     rows, sessions = read_table(predictions), sessions_of(reference)
     known = [row for row in rows if row["case"] in sessions]
+    if not rows:
+        raise InputError("the predictions hold no case", file=predictions, next_step="predict again")
     if not known:
         raise InputError(
             "no predicted case is in the reference", file=reference, got=", ".join(str(row["case"]) for row in rows[:3])
@@ -427,7 +429,10 @@ def from_folders(
         InputError: a folder holds no masks, or nothing fits.
     """
     if not reference.is_dir():
-        raise InputError("masks made by another tool need a folder of reference masks", file=reference)
+        raise InputError(
+            "masks made by another tool need a folder of reference masks", file=reference,
+            expected="a folder; an index goes with what neuroprior predict wrote, its predictions.json included",
+        )  # fmt: skip
     files = sorted(path.relative_to(reference) for path in reference.rglob("*.nii*"))
     offered = sorted(path.relative_to(predictions) for path in predictions.rglob("*.nii*"))
     for folder, name, there in ((reference, "reference", files), (predictions, "predictions", offered)):

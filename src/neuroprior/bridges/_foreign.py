@@ -134,7 +134,11 @@ def read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            raise ArtifactError("the file cannot be read as weights", file=path, got=str(error).splitlines()[0]) from None
+            found = re.search(r"UnpicklingError: |UnpicklerError: |Unpickler error: ", str(error))
+            said = str(error)[found.end() :] if found else str(error)  # torch's advice before it is to read the file unsafely
+            raise ArtifactError(
+                "the file cannot be read as weights", file=path, got=said.splitlines()[0].split(". ")[0]
+            ) from None
         raise ArtifactError(
             "the file holds more than weights and plain values, and reading it would run code that it brings", file=path, got=refused[1],
             next_step="where it was trained, save its weights alone (network_weights and nnssl_adaptation_plan, or state_dict) with torch.save or as "

@@ -92,6 +92,34 @@ def _settle(folder: Path) -> None:
         os.close(handle)
 
 
+SIGNS = {
+    "store": "store.json", "run": "recipe.yaml", "model": "model.safetensors", "ensemble": "ensemble.json",
+    "predictions": "predictions.tsv", "embeddings": "embeddings.parquet", "stress test": "stress.json",
+}  # fmt: skip
+"""What an artefact that is a folder is known by."""
+
+
+def require_place(out: str | Path, kind: str) -> None:
+    """Refuse to write one artefact into another.
+
+    Args:
+        out: the folder that is to be written.
+        kind: a key of :data:`SIGNS`.
+
+    Raises:
+        ConfigError: it is a file, or a folder that holds another kind of artefact.
+    """
+    place = Path(out)
+    if place.is_file():
+        raise ConfigError("--out is a file", file=place, expected="a folder", next_step="choose another --out")
+    for other, sign in SIGNS.items():
+        if other != kind and (place / sign).is_file():
+            raise ConfigError(
+                f"this folder holds a {other}" if other[-1] != "s" else f"this folder holds {other}", file=place,
+                expected=f"a folder of its own for the {kind}", next_step="choose another --out",
+            )  # fmt: skip
+
+
 @contextlib.contextmanager
 def held(folder: str | Path, wait: float = 10.0) -> Iterator[None]:
     """Makes a folder and keeps every other process that asks for it out while the block runs. The lock ends with the process,

@@ -18,8 +18,16 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pickle import PicklingError
 from typing import Any
 
+from .errors import ConfigError
+
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 """What a scheduler sends to all processes of a job before it kills them: the last two are what SLURM's ``--signal`` is asked for."""
+
+
+def require_workers(workers: int | None) -> None:
+    """Raises a ConfigError for a number of workers below 1; None is as many as there are cores."""
+    if workers is not None and workers < 1:
+        raise ConfigError("--workers is a number of processes", expected="1 or more", got=workers)
 
 
 @contextmanager

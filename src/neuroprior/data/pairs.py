@@ -126,6 +126,10 @@ class Subjects(Sequence[list[SessionView]]):
         return [self._store.sessions[row] for row in rows.tolist()]
 
 
+TOO_LARGE = 4
+"""A box of more than so many times the largest scan is a mistake; what lies beyond a scan is filled with zeros."""
+
+
 class PairDataset(Dataset[dict[str, Any]]):
     """Map from a global sample number to one pair.
 
@@ -140,7 +144,7 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     Raises:
         InputError: no session of these splits has a usable scan, or none has the wanted label.
-        ConfigError: no weight of a kind of pair is positive, or nobody has the column to balance by.
+        ConfigError: no weight of a kind of pair is positive, nobody has the column to balance by, or the box is far larger than the scans.
     """
 
     def __init__(
@@ -164,6 +168,12 @@ class PairDataset(Dataset[dict[str, Any]]):
         if not any(weight > 0 for weight in config.kinds.values()):
             raise ConfigError("no kind of pair has a weight", got=f"data.kinds={dict(config.kinds)}")
         self.subjects = self._subjects(splits)
+        largest = store.largest()
+        if any(size > TOO_LARGE * extent for size, extent in zip(config.size, largest, strict=True)):
+            raise ConfigError(
+                "data.patch is far larger than the scans", expected=f"voxels of a box within scans of up to {largest}", got=config.size,
+                next_step=f"--set data.patch={min(64, 8 * max(1, min(largest) // 8))}",
+            )  # fmt: skip
         self._shares = self._balanced()
 
     def _subjects(self, splits: Sequence[str]) -> Subjects:

@@ -254,6 +254,15 @@ class Store:
             return coded(self._altered, name)
         return self._rows.coded(name) if name not in ("scans", "labels") else self._rows.coded_names(name)
 
+    def largest(self) -> tuple[int, int, int]:
+        """The largest extent of any session's volumes along each axis, in voxels."""
+        if self._altered is not None:
+            shapes = np.array([session.shape for session in self._altered])
+        else:
+            shapes = self._rows.column("shape").flatten().to_numpy().reshape(-1, 3)
+        x, y, z = shapes.max(0).tolist()
+        return x, y, z
+
     def __getitem__(self, key: str) -> SessionView:
         """The session of a key."""
         try:

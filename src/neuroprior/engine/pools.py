@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.processes import require_workers
 from . import clusters, jobs
 from .memory import granted_memory_mb
 
@@ -25,7 +26,7 @@ class Where:
         slurm: YAML file of a cluster that SLURM starts, or None.
 
     Raises:
-        ConfigError: a scheduler and SLURM.
+        ConfigError: a scheduler and SLURM, or fewer than one worker.
     """
 
     workers: int | None = None
@@ -37,6 +38,7 @@ class Where:
     def __post_init__(self) -> None:
         if self.scheduler is not None and self.slurm is not None:
             raise ConfigError("both --scheduler and --slurm are given", expected="one of them")
+        require_workers(self.workers)
 
     @property
     def on_a_cluster(self) -> bool:

@@ -125,6 +125,7 @@ def train(
         if marker.get("ended") != "hours" or not has_time(config, marker["wall_seconds"]):
             logger.info("the run is complete already: %s", run)
             return TrainingResult(run, "complete", marker["step"], marker.get("ended", "steps"))
+    artifacts.require_place(run, "run")
     with artifacts.held(run) if first else contextlib.nullcontext():
         if first:
             (run / artifacts.MARKER).unlink(missing_ok=True)  # there is time for more of it

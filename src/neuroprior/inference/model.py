@@ -241,7 +241,44 @@ def read_info(folder: str | Path) -> dict[str, Any]:
             got=f"{info.get('artifact')} format {info.get('format')}",
             next_step=f"use neuroprior {info.get('neuroprior', 'of the version that wrote it')}",
         )
+    lacking = _lacking(info)
+    if lacking:
+        raise ArtifactError(
+            f"{DESCRIPTION} is not whole", file=folder / DESCRIPTION, expected=", ".join(lacking), got="nothing that can be used there",
+            next_step="copy the folder again",
+        )  # fmt: skip
     return info
+
+
+PARTS = {
+    "net": Mapping, "preprocessing": Mapping, "contrasts": Sequence, "method": Mapping, "data": Mapping, "licences": Sequence,
+    "lineage": Sequence, "weights_sha256": str, "forward_check": Mapping,
+}  # fmt: skip
+"""What ``model.json`` of every model has."""
+
+TASK_PARTS = {
+    "segmentation": ("target", "window", "label_values"),
+    "classification": ("target", "window", "classes"),
+    "regression": ("target", "window", "mean", "std"),
+}
+"""What it says of the task of a model with a head."""
+
+
+def _lacking(info: Mapping[str, Any]) -> list[str]:
+    """The parts that are missing or of another kind."""
+    found = [name for name, kind in PARTS.items() if not isinstance(info.get(name), kind)]
+    if info.get("head") is None:
+        return found
+    task = info.get("task")
+    if not isinstance(task, Mapping) or task.get("name") not in TASK_PARTS:
+        return [*found, f"task.name: {' or '.join(TASK_PARTS)}"]
+    found += [f"task.{name}" for name in TASK_PARTS[task["name"]] if task.get(name) is None]
+    window = task.get("window")
+    if window is not None and not (
+        isinstance(window, list) and len(window) == 3 and all(isinstance(n, int) and n > 0 for n in window)
+    ):
+        found.append("task.window: three numbers of voxels")
+    return found
 
 
 def resolve(folder: str | Path) -> Path:
@@ -310,6 +347,7 @@ def load(folder: Place, *, device: str = "cpu") -> Model:
             got=f"{found[:12]}…",
             next_step="copy the folder again",
         )
+    parse(ConformSpec, info["preprocessing"], where=path / DESCRIPTION)
     state = load_file(path / WEIGHTS)
     net = build_net(info["net"]["name"], info["net"]["config"], where=path / DESCRIPTION)
     _load_strictly(net, state, "net.", path)

@@ -105,14 +105,17 @@ def bench(
         The measured figures.
 
     Raises:
-        ConfigError: a setting is unknown or impossible.
+        ConfigError: a setting or a number is unknown or impossible.
         InputError: the store has nothing to train on.
     """
     import json
     import tempfile
 
+    from ..core.errors import ConfigError
     from ..objectives._recipe import read_recipe
 
+    if subjects is not None and subjects < 1:
+        raise ConfigError("--subjects is a number of training subjects", expected="1 or more", got=subjects)
     settings = read_recipe(recipe, set or [])
     with tempfile.TemporaryDirectory(prefix="neuroprior-bench-") as folder:
         made = store is None

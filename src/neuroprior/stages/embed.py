@@ -118,6 +118,7 @@ def embed(
         raise ConfigError(
             "a linear probe needs --participants and --target", expected="both, and --groups if fairness is asked for"
         )
+    artifacts.require_place(out, "embeddings")
     loaded = load(model, device=predicting_device(device))
     cases = _cases(inputs, loaded.contrasts, split, dataset)
     if contrasts:

@@ -138,6 +138,7 @@ def index(
         LeakageError: a subject stands in two splits.
     """
     from ..core.errors import ConfigError, InputError
+    from ..core.processes import require_workers
     from ..data import assigning, contrast_list, datasets, indexing, mirror
     from ..data import index as tables
     from ..data import where as conditions
@@ -152,6 +153,7 @@ def index(
             raise ConfigError(
                 f"{name}: this is seen in the voxels only", expected=f"--checks voxels with --policy {name}={policies[name]}", got=f"--checks {checks}"
             )  # fmt: skip
+    require_workers(workers)
     condition = conditions.parse(where) if where else None
     mapping = contrast_list.read(contrast_map) if contrast_map else {}
     options = indexing.Options(

@@ -102,6 +102,7 @@ def predict(
         ConfigError: a setting is impossible, or the folder holds the predictions of another task.
         ArtifactError: the model folder is damaged.
     """
+    from ..core import artifacts
     from ..core import contrasts as vocabulary
     from ..core.errors import ConfigError
     from ..engine.device import predicting_device
@@ -114,6 +115,7 @@ def predict(
     if overlap is not None and not 0 <= overlap < 1:
         raise ConfigError("--overlap is a share of the window", expected="0 <= overlap < 1", got=overlap)
     presets.require(preset)
+    artifacts.require_place(out, "predictions")
     loaded = load(model, device=predicting_device(device))
     require_head(loaded)
     config = presets.preset(
@@ -136,8 +138,6 @@ def predict(
     summary = run.all(cases, out, command)
     if not subsets:
         return summary
-    from ..core import artifacts
-
     artifacts.write_text(out / ".bidsignore", "subsets/\n")
     parts = {}
     for name, chosen in collecting.subsets(cases, loaded.contrasts).items():

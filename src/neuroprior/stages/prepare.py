@@ -99,6 +99,7 @@ def prepare(
     """
     from rich.progress import Progress
 
+    from ..core import artifacts
     from ..core.bias import need_n4
     from ..core.config import parse
     from ..core.conforming import ConformSpec
@@ -123,6 +124,7 @@ def prepare(
     if config.bias == "n4":
         need_n4("--bias n4")
     folder = kept_for(str(out)) / "made" if is_address(out) else Path(out)
+    artifacts.require_place(folder, "store")
     if folder != out and where.on_a_cluster and not os.environ.get("NEUROPRIOR_CACHE"):
         raise ConfigError(
             "the machines of a cluster must all see the folder in which the store is made before it is sent", got=str(folder),

@@ -227,10 +227,18 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A table and what the command that made it noted about it."""
     import pyarrow.parquet as pq
 
-    from ..core.errors import ArtifactError
+    from ..core.errors import ArtifactError, InputError
 
-    table = pq.read_table(path)
-    note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:  # what pyarrow raises is one of these
+        raise InputError(
+            "the table cannot be read", file=path, expected="a Parquet file", got=str(error).splitlines()[0]
+        ) from None
+    try:
+        note = json.loads((table.schema.metadata or {}).get(b"neuroprior", b"{}"))
+    except ValueError:  # a table of ours that tells something else there
+        note = {}
     if note.get("artifact") not in ("scores", "audit"):
         raise ArtifactError(
             "this table holds nothing that a report shows", file=path,

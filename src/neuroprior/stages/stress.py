@@ -120,6 +120,7 @@ def stress(
     if dry_run:
         logger.info("dry run: nothing was predicted")
         return StressSummary(out / "scores.parquet", (), len(found))
+    artifacts.require_place(out, "stress test")
     out.mkdir(parents=True, exist_ok=True)
     if (out / "stress.json").is_file():
         if artifacts.read_json(out / "stress.json") != identity:

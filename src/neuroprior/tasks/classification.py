@@ -97,7 +97,7 @@ def fit(
     """The task for a column, its classes read from the training sessions.
 
     Raises:
-        InputError: nobody has a value, or everybody has the same.
+        InputError: nobody has a value, everybody has the same, or each another.
         ConfigError: the order does not name the classes, or smoothing is asked for with it.
     """
     counts = Counter(str(value) for _, value in column_values(store, sessions, target, contrasts))
@@ -107,6 +107,13 @@ def fit(
             expected="at least two classes",
             got=", ".join(f"{name} ({n})" for name, n in counts.items()),
             next_step="choose another --target, or splits that hold both classes",
+        )
+    if len(counts) > 2 and max(counts.values()) == 1:
+        raise InputError(
+            f"every training session has a class of its own in the column {target!r}",
+            expected="classes that several sessions share",
+            got=", ".join(sorted(counts)[:5]),
+            next_step=f"for a number, --task regression --target {target}",
         )
     if len(counts) > max(20, sum(counts.values()) // 2):
         raise InputError(
