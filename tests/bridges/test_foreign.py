@@ -297,6 +297,11 @@ def test_other_mistakes(tmp_path: Path) -> None:
     torch.save({"weights": torch.ones(2)}, tmp_path / "other.pth")
     torch.save(torch.ones(2), tmp_path / "tensor.pth")
     (tmp_path / "broken.ckpt").write_bytes(file.read_bytes()[:-2000])
+    (tmp_path / "table.parquet").write_bytes(b"PAR1 is how a table begins, and no checkpoint")
+    with pytest.raises(NeuropriorError, match="cannot be read as weights") as refused:
+        convert(tmp_path / "table.parquet", tmp_path / "model", "T1w")
+    assert "weights_only" not in str(refused.value), "torch advises to read the file unsafely"
+    assert "got: Unsupported operand" in str(refused.value)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     plan = nnssl_plan()

@@ -33,3 +33,17 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         assert [file.name for file in folder.iterdir()] == [artifacts.LOCK]
     with artifacts.held(folder, wait=0):
         pass
+
+
+@pytest.mark.parametrize(("kind", "sign"), artifacts.SIGNS.items())
+def test_one_artefact_is_not_written_into_another(kind: str, sign: str, tmp_path: Path) -> None:
+    artifacts.require_place(tmp_path / "new" / "one", kind)
+    (tmp_path / "notes.txt").touch()
+    artifacts.require_place(tmp_path, kind)
+    (tmp_path / sign).touch()
+    artifacts.require_place(tmp_path, kind)
+    with pytest.raises(ConfigError, match=f"this folder holds (a )?{kind}"):
+        artifacts.require_place(tmp_path, "poem")
+    for place in (tmp_path / sign, tmp_path / sign / "below"):
+        with pytest.raises(ConfigError, match="--out is a file"):
+            artifacts.require_place(place, kind)

@@ -63,6 +63,9 @@ class Shelf:
     def coded(self, name: str) -> tuple[np.ndarray, list[Any]]:
         return coded(self.sessions, name)
 
+    def largest(self) -> tuple[int, ...]:
+        return tuple(max(axis) for axis in zip(*(session.shape for session in self.sessions), strict=True))
+
 
 def dataset(store: Any, **config: Any) -> PairDataset:
     return PairDataset(store, ("train",), PairConfig.model_validate({"patch": 12, "flip": 0.0, **config}), seed=0)
@@ -75,6 +78,13 @@ def shelf() -> Shelf:
     store.add("01", "2", {"T1w": 1.0, "FLAIR": 2.0}, scanner="B", offset=(3, -2, 1), health="healthy")
     store.add("02", "1", {"T1w": 1.0}, scanner="A", health="wmh")
     return store
+
+
+def test_a_box_far_larger_than_every_scan_is_a_mistake(shelf: Shelf) -> None:
+    x, y, z = shelf.largest()
+    dataset(shelf, patch=(4 * x, y, z))
+    with pytest.raises(ConfigError, match="far larger than the scans"):
+        dataset(shelf, patch=(4 * x + 1, y, z))
 
 
 def kinds_of(found: dict[str, Any]) -> str:
@@ -305,7 +315,7 @@ class Boxed:
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf, self.boxes = shelf, []
-        self.path, self.sessions, self.coded = shelf.path, shelf.sessions, shelf.coded
+        self.path, self.sessions, self.coded, self.largest = shelf.path, shelf.sessions, shelf.coded, shelf.largest
 
     def read(self, key: str, name: str, box: Any = None) -> np.ndarray:
         self.boxes.append(self.shelf.arrays[key, name].shape if box is None else tuple(part.stop - part.start for part in box))

@@ -19,6 +19,7 @@ from tests.reporting.test_ranking import rows_of
 
 from neuroprior.assessments._tables import write_scores
 from neuroprior.assessments.accuracy import Context, segmentation_case, summarise
+from neuroprior.core.errors import InputError
 from neuroprior.core.records import Scan, Score
 from neuroprior.reporting import scores as score_part
 from neuroprior.stages.report import report
@@ -211,6 +212,16 @@ def test_the_rule_for_empty_masks_is_printed(page: Page) -> None:
     (rule,) = [e for e in page.of("p") if "rule" in e.get("class", "").split()]
     assert "rule for empty masks: honest" in rule["text"]
     assert "both empty: dice, iou, nsd, hd95_mm, hd_mm, assd_mm not counted" in rule["text"]
+
+
+def test_a_damaged_table_is_told_also_within_a_folder(sources: list[Path], tmp_path: Path) -> None:
+    for name, content in (("short", b"PAR1"), ("text", b"hello, this is no table at all")):
+        (tmp_path / name).mkdir()
+        table = tmp_path / name / "scores.parquet"
+        table.write_bytes(content)
+        for source in (table, table.parent):
+            with pytest.raises(InputError, match=r"(?s)the table cannot be read.*scores.parquet"):
+                report([*sources, source], tmp_path / "report")
 
 
 def test_groups_and_confusions_are_shown(page: Page, sources: list[Path], index_file: Path, tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def test_how_a_step_fits_into_cards(store_path: Path, tmp_path: Path, monkeypatc
 def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="patsch"):
         bench("tiny", tmp_path, out=tmp_path / "b.jsonl", set=["data.patsch=16"])
+    with pytest.raises(ConfigError, match="number of training subjects"):
+        bench("tiny", tmp_path, out=tmp_path / "b.jsonl", subjects=0)
 
 
 class Counted(nn.Module):

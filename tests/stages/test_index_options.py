@@ -87,6 +87,17 @@ def test_copies_of_what_was_left_out_stay_together_when_nothing_changes(made: Pa
         assert found[0]["one/sub-0"] == found[0]["two/sub-2"]
 
 
+def test_workers_are_one_or_more(made: Path, tmp_path: Path) -> None:
+    from neuroprior.stages.prepare import prepare
+
+    for workers in (0, -1):
+        with pytest.raises(ConfigError, match="1 or more"):
+            index([made], tmp_path / "i.parquet", workers=workers)
+        with pytest.raises(ConfigError, match="1 or more"):
+            prepare(tmp_path / "i.parquet", tmp_path / "store", workers=workers)
+    assert not list(tmp_path.glob("i.*"))
+
+
 def test_names_in_options_that_meet_nothing_are_told(made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "map.yaml").write_text("wondr: T1w\nwonder: T1w\nlater:\n")
     scan(made / "one/sub-2/anat/sub-2_wonder.nii.gz", 77)

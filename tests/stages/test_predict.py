@@ -242,3 +242,15 @@ def test_a_contrast_the_model_never_saw_is_told_in_the_row(tmp_path: Path) -> No
     (row,) = table(tmp_path / "b")
     assert (row["status"], row["contrasts"], row["missing"]) == ("ok", "T2w", "T1w")
     assert "PDw is taken as T2w" in row["reason"]
+
+
+def test_another_artefacts_folder_and_a_file_are_left_alone(tmp_path: Path) -> None:
+    model = made.segmenter(tmp_path / "model")
+    scan = made.write(tmp_path / "sub-1_T1w.nii.gz", made.head((14, 16, 12)))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/store.json").write_text("{}")
+    for out, said in ((tmp_path / "store", "holds a store"), (model, "holds a model"), (scan, "--out is a file")):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConfigError, match=said):
+            predict(model, [str(scan)], out=out)
+        assert sorted(tmp_path.rglob("*")) == before

@@ -244,6 +244,7 @@ def test_what_cannot_be_is_told(store: Store, pretrained: Path, tmp_path: Path) 
           split={store.sessions[0].subject: "train"})  # fmt: skip
     fails("one class only", task="classification", target="sex", error=InputError,
           split={s.subject: "train" for s in store.sessions if s.value("sex") == "F"})  # fmt: skip
+    fails("a class of its own", task="classification", target="age", error=InputError)
     fails("only 6 training subjects", "data.shots=7")
     fails("which no training case", "data.weight_by=shoe")
     fails("unknown transform", "data.transforms={gama: {}}")

@@ -134,11 +134,11 @@ def read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            found = re.search(r"UnpicklingError: |UnpicklerError: |Unpickler error: ", str(error))
-            said = str(error)[found.end() :] if found else str(error)  # torch's advice before it is to read the file unsafely
+            said = re.search(r"Unpickler error:\s*(.+)", str(error))  # torch's advice before it is to read the file unsafely
             raise ArtifactError(
-                "the file cannot be read as weights", file=path, got=said.splitlines()[0].split(". ")[0]
-            ) from None
+                "the file cannot be read as weights", file=path, expected="a checkpoint that torch.save or safetensors wrote",
+                got=said[1] if said else type(error).__name__,
+            ) from None  # fmt: skip
         raise ArtifactError(
             "the file holds more than weights and plain values, and reading it would run code that it brings", file=path, got=refused[1],
             next_step="where it was trained, save its weights alone (network_weights and nnssl_adaptation_plan, or state_dict) with torch.save or as "

@@ -104,13 +104,13 @@ def require_place(out: str | Path, kind: str) -> None:
 
     Args:
         out: the folder that is to be written.
-        kind: a key of :data:`SIGNS`.
+        kind: what it will hold: a key of :data:`SIGNS`, or another word.
 
     Raises:
-        ConfigError: it is a file, or a folder that holds another kind of artefact.
+        ConfigError: it or a folder above it is a file, or it holds another kind of artefact.
     """
     place = Path(out)
-    if place.is_file():
+    if any(part.is_file() for part in (place, *place.parents)):
         raise ConfigError("--out is a file", file=place, expected="a folder", next_step="choose another --out")
     for other, sign in SIGNS.items():
         if other != kind and (place / sign).is_file():

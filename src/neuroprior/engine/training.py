@@ -118,6 +118,7 @@ def train(
     if config.phases and group_of is None:
         raise ConfigError("training.phases belong to fine-tuning: this run has no named groups of parameters")
     resolved = dict(recipe) | {"training": config.model_dump(mode="json")}
+    artifacts.require_place(run, "run")
     group, first = ranks.join(config.devices), ranks.is_first()
     if artifacts.is_complete(run):
         refuse_other(run, resolved)
@@ -125,7 +126,6 @@ def train(
         if marker.get("ended") != "hours" or not has_time(config, marker["wall_seconds"]):
             logger.info("the run is complete already: %s", run)
             return TrainingResult(run, "complete", marker["step"], marker.get("ended", "steps"))
-    artifacts.require_place(run, "run")
     with artifacts.held(run) if first else contextlib.nullcontext():
         if first:
             (run / artifacts.MARKER).unlink(missing_ok=True)  # there is time for more of it

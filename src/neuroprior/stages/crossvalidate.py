@@ -114,6 +114,7 @@ def crossvalidate(
     from ..tasks import _folds as many
 
     shelf.path_of("tasks", task)
+    artifacts.require_place(out, "cross-validation")
     opened = Store.open(store)
     assignments = list(set or [])
     many.settings(assignments, seed=seed, task=task)  # a mistake is told before anything is read

@@ -136,6 +136,8 @@ def export(
         )
         return _told(source, findings)
 
+    if out is not None:
+        artifacts.require_place(out, "export")
     if what in ("nnssl", "onnx") and (protocol or task or partial or out is None):
         raise ConfigError(f"export {what} takes the model and --out", expected=f"neuroprior export {what} MODEL --out DIR")
     if what == "onnx" and out is not None:

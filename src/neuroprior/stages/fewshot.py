@@ -114,6 +114,7 @@ def fewshot(
     from ..tasks import _folds as many
 
     shelf.path_of("tasks", task)
+    artifacts.require_place(out, "few-shot curve")
     opened = Store.open(store)
     assignments = list(set or [])
     many.settings(assignments, seed=seed, task=task)

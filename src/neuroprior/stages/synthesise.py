@@ -78,12 +78,14 @@ def synthesise(
     import os
     import time
 
+    from ..core import artifacts
     from ..core.config import parse
     from ..core.errors import ConfigError
     from ..readers._heads.options import Options
     from ..readers._heads.person import person
     from ..readers._heads.writing import begin, finish, is_written
 
+    artifacts.require_place(out, "family")
     if subjects < 1:
         raise ConfigError("a family needs at least one subject", expected="subjects of 1 or more", got=subjects)
     options = parse(
