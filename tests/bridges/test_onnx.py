@@ -231,6 +231,34 @@ def test_a_check_sees_another_answer_and_a_damaged_graph(segmenter: tuple[Path, 
     assert "got: nothing" in done.stderr
 
 
+def test_an_export_that_was_not_finished_does_not_answer_and_is_replaced(
+    segmenter: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = segmenter
+    half = tmp_path / "half"
+    shutil.copytree(out, half)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx, "_write_graph", killed)
+    with pytest.raises(KeyboardInterrupt):
+        onnx.write(model, half)
+    assert "export the model again" in asked(half, "--check").stderr
+    assert not list(half.glob("*.onnx"))
+
+    def copied(member: Model, path: Path) -> None:
+        shutil.copyfile(out / f"member-{member.folder.name}.onnx", path)
+
+    monkeypatch.setattr(onnx, "_write_graph", copied)
+    assert onnx.write(model, half).apart < 1
+    # a graph that answers otherwise is no export
+    monkeypatch.setattr(onnx, "_write_graph", lambda _, path: shutil.copyfile(out / "member-0.onnx", path))
+    with pytest.raises(ArtifactError, match="does not answer as the model does"):
+        onnx.write(model, half)
+    assert asked(half, "--check").returncode == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -300,6 +328,13 @@ def test_what_cannot_be_exported_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "full/thesis.docx").write_text("mine")
     with pytest.raises(InputError, match="holds something else"):
         export("onnx", model, out=tmp_path / "full")
+    (tmp_path / "project/examples").mkdir(parents=True)
+    (tmp_path / "project/examples/mine.txt").write_text("mine")
+    for place in (tmp_path / "project", model):
+        before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        with pytest.raises(InputError, match="holds something else"):
+            onnx.write(model, place)
+        assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingDependency, match=r"pip install 'neuroprior\[onnx\]'"):
         export("onnx", model, out=tmp_path / "out")

@@ -53,6 +53,9 @@ KEPT = ("task", "contrasts", "preprocessing", "calibration", "licences", "method
 KEPT_OF_DATA = ("steps", "datasets", "licences")
 """What ``model.json`` of the model says that the exported one says too; of its data, nothing that names subjects."""
 
+UNFINISHED = {"artifact": "onnx", "format": 0}
+"""What ``model.json`` of the exported folder says until it is whole: ``predict`` refuses it, and another export may replace it."""
+
 EXAMPLE_WINDOWS = 1.5
 """Extent of an example's scan along its longest axis, in windows of a segmentation."""
 
@@ -109,7 +112,7 @@ def write(source: Path, out: Path) -> Written:
     if out.exists() and any(out.iterdir()) and not _is_export(out):
         raise InputError("the output folder holds something else", file=out, expected="an empty folder or an earlier export")
     out.mkdir(parents=True, exist_ok=True)
-    (out / DESCRIPTION).unlink(missing_ok=True)
+    artifacts.write_json(out / DESCRIPTION, UNFINISHED)
     for path in (*out.glob("member-*.onnx"), out / "check.json"):
         path.unlink(missing_ok=True)
     logger.info("answering the examples")
@@ -135,7 +138,7 @@ def write(source: Path, out: Path) -> Written:
     rows, loaded = check(out)
     wrong = [row for row in rows if not row["ok"]]
     if wrong:
-        (out / DESCRIPTION).unlink()
+        artifacts.write_json(out / DESCRIPTION, UNFINISHED)
         raise ArtifactError(
             "the exported folder does not answer as the model does", file=out,
             expected=f"{wrong[0]['what']} of example {wrong[0]['example']} within {wrong[0]['allowed']:g}", got=f"{wrong[0]['apart']:g}",
@@ -165,7 +168,7 @@ def require_packages() -> None:
 
 def _is_export(folder: Path) -> bool:
     """Whether a folder holds an export, be it one that was not finished."""
-    return (folder / EXAMPLES).is_dir() or (folder / DESCRIPTION).is_file()
+    return (folder / DESCRIPTION).is_file() and artifacts.read_json(folder / DESCRIPTION).get("artifact") == "onnx"
 
 
 def _covariates(member: Model) -> Sequence[Any]:
