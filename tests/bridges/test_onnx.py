@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from neuroprior.bridges import _made_up, _travelling, onnx
 from neuroprior.core import artifacts, nifti, shelf
+from neuroprior.core.conforming import ConformSpec
 from neuroprior.core.errors import ArtifactError, ConfigError, InputError, MissingDependency
 from neuroprior.core.volume import Volume
 from neuroprior.inference import model as models
@@ -313,6 +314,33 @@ def test_classes_and_numbers_are_those_of_the_package(tmp_path: Path) -> None:
             assert row["p_yes"] == pytest.approx(expected.classes["yes"], abs=1e-5)
         else:
             assert row["value"] == pytest.approx(expected.value, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_covariates_change_the_answer_as_in_the_package_and_unknown_ones_are_told(tmp_path: Path) -> None:
+    model = put_together("unet", "pooled")
+    assert model.head is not None
+    task = {"name": "classification", "target": "grade", "classes": ["a", "b", "c"], "positive": "c", "window": list(WINDOW)}
+    models.save(
+        tmp_path / "model", net=model.net, net_name="unet", net_config=model.net.config.model_dump(mode="json"),  # type: ignore[union-attr, operator]
+        spec=ConformSpec(spacing_mm=8.0), contrasts=CONTRASTS, kind="finetuned", method={}, data={}, head=model.head, head_name="pooled",
+        head_config=model.head.config.model_dump(mode="json"), task=task,  # type: ignore[union-attr, operator]
+    )  # fmt: skip
+    out, scan = tmp_path / "out", tmp_path / "scan.nii.gz"
+    onnx.write(tmp_path / "model", out)
+    nifti.write(scan, _made_up.made_up_head("odd", "T2w"))
+    found = []
+    for covariates in ({}, {"age": "63", "sex": "M"}, {"sex": "X"}):
+        words = [word for name, value in covariates.items() for word in ("--covariate", f"{name}={value}")]
+        case = CaseInput("x", "", "sub-x", "", {"T2w": scan}, covariates=covariates)
+        row = json.loads(asked(out, f"T2w={scan}", *words).stdout)
+        found.append(row["p_c"])
+        assert row["p_c"] == pytest.approx(predict_case(load(tmp_path / "model"), case).classes["c"], abs=1e-5)
+    assert abs(found[0] - found[1]) > 1e-3
+    assert found[0] == found[2], "a category that nobody knows is a missing one"
+    done = asked(out, f"T2w={scan}", "--covariate", "aeg=63")
+    assert done.returncode == 1
+    assert "expected: age, sex" in done.stderr
 
 
 def test_what_cannot_be_exported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,11 @@ def test_another_artefacts_folder_and_a_file_are_left_alone(tmp_path: Path) -> N
     scan = made.write(tmp_path / "sub-1_T1w.nii.gz", made.head((14, 16, 12)))
     (tmp_path / "store").mkdir()
     (tmp_path / "store/store.json").write_text("{}")
-    for out, said in ((tmp_path / "store", "holds a store"), (model, "holds a model"), (scan, "--out is a file")):
+    for out, said in (
+        (tmp_path / "store", "(?s)something else.*got: store"),
+        (model, "(?s)something else.*got: model"),
+        (scan, "--out is a file"),
+    ):
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(ConfigError, match=said):
             predict(model, [str(scan)], out=out)

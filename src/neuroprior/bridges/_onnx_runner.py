@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from ..core import artifacts, contrasts, nifti
 from ..core.covariates import Covariate, encode
@@ -24,6 +25,7 @@ from ..inference.answers import CaseOutput, describe, pooled, segmented
 from ..inference.described import Described
 from ..inference.inputs import from_arguments
 from ..inference.layout import Ring, centring, lay
+from ..inference.native import entropy
 from ..inference.presets import PredictConfig
 from ..inference.reading import CaseInput, Prepared, read_case
 
@@ -75,6 +77,11 @@ class Exported(Described):
     info: Mapping[str, Any]
     folder: Path
     members: tuple[Member, ...]
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds an export for ONNX Runtime, be it one that was not finished."""
+    return (folder / DESCRIPTION).is_file() and artifacts.read_json(folder / DESCRIPTION).get("artifact") == "onnx"
 
 
 def load(folder: Path, *, threads: int | None = None) -> Exported:
@@ -162,10 +169,10 @@ def _blocks(
         for j, _ in enumerate(layout.starts[1]):
             for k, _ in enumerate(layout.starts[2]):
                 box = images[(slice(None), *layout.box((i, j, k)))]
-                found = [_softmax(member(box, numbers, prepared.covariates)) for member in model.members]
+                found = [softmax(member(box, numbers, prepared.covariates), axis=0) for member in model.members]
                 answer = np.mean(found, axis=0)
                 if spread:
-                    doubt = np.mean([-(p * np.log(np.maximum(p, np.float32(1e-12)))).sum(0) for p in found], axis=0)
+                    doubt = np.mean([entropy(p) for p in found], axis=0)
                     answer = np.concatenate([answer, doubt[None]])
                 if ring is None:
                     ring = Ring(layout, np.zeros((len(answer), layout.window[0], *layout.shape[1:]), dtype=np.float32))
@@ -177,12 +184,6 @@ def _blocks(
         assert ring is not None
         for first, block in ring.finished(i):
             yield first, block.copy()
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """(classes, ...) float32 probabilities."""
-    raised = np.exp(logits - logits.max(0))
-    return raised / raised.sum(0)
 
 
 # ------------------------------------------------------------------------------------------------------------- the command
@@ -256,7 +257,7 @@ def answer(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
             "several cases were given", expected="one case a call", got=f"{len(cases)} scans without a name",
             next_step=f"name them: {' '.join(f'{name}=FILE' for name in model.contrasts)}",
         )  # fmt: skip
-    case = replace(cases[0], covariates=_covariates(given.covariate))
+    case = replace(cases[0], covariates=_covariates(given.covariate, model))
     config = PredictConfig(overlap=given.overlap, probabilities=given.probabilities is not None)
     reference = contrasts.canonical(given.reference) if given.reference else None
     result = predict_case(model, case, config, reference=reference, tell=_progress if sys.stderr.isatty() else None)
@@ -274,12 +275,16 @@ def answer(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def _covariates(words: Sequence[str]) -> dict[str, str]:
+def _covariates(words: Sequence[str], model: Exported) -> dict[str, str]:
+    """``age=63`` and the like by name, each one that the model takes."""
+    known = sorted({one.name for member in model.members for one in member.covariates})
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not (name and equals and value):
             raise ConfigError("a covariate has a name and a value", expected="--covariate age=63", got=word)
+        if name not in known:
+            raise ConfigError("the model takes no such covariate", expected=", ".join(known) or "none at all", got=name)
         found[name] = value
     return found
 

@@ -42,7 +42,7 @@ from ..inference.presets import PredictConfig
 from ..inference.reading import CaseInput
 from ._calling import call
 from ._made_up import made_up_head
-from ._onnx_runner import DESCRIPTION, EXAMPLES, FORMAT
+from ._onnx_runner import DESCRIPTION, EXAMPLES, FORMAT, is_export
 from ._travelling import copy_code, folder_bytes, package_bytes, requirements, write_licence
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def write(source: Path, out: Path) -> Written:
     require_packages()
     model = load(source)
     require_head(model)
-    if out.exists() and any(out.iterdir()) and not _is_export(out):
+    if out.exists() and any(out.iterdir()) and not is_export(out):
         raise InputError("the output folder holds something else", file=out, expected="an empty folder or an earlier export")
     out.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(out / DESCRIPTION, UNFINISHED)
@@ -164,11 +164,6 @@ def require_packages() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingDependency(f"ONNX needs {error.name}", next_step="pip install 'neuroprior[onnx]'") from None
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether a folder holds an export, be it one that was not finished."""
-    return (folder / DESCRIPTION).is_file() and artifacts.read_json(folder / DESCRIPTION).get("artifact") == "onnx"
 
 
 def _covariates(member: Model) -> Sequence[Any]:
@@ -362,7 +357,7 @@ python -m venv .venv && .venv/bin/pip install -r {REQUIREMENTS}
 
 The last line gives {what}. Give raw scans; any of {", ".join(contrasts)} may be missing. `--check` answers the made-up scans in
 `{EXAMPLES}/` and compares with the answers of neuroprior {info["neuroprior"]}, which wrote them. `--help` lists the rest. Torch is not
-needed; on a GPU install `onnxruntime-gpu` in place of `onnxruntime`.
+needed. On a GPU, `onnxruntime-gpu` in place of `onnxruntime` should do; it was not tried.
 
 In another program `{info["members"][0]["graph"]}` is one function of one window: `scans` (K, 1, {", ".join(map(str, task["window"]))}) float32,
 conformed and normalised as `{DESCRIPTION}` says under `preprocessing`, and `contrasts` (K,) int64, the place of each scan's contrast in

@@ -115,8 +115,8 @@ def require_place(out: str | Path, kind: str) -> None:
     for other, sign in SIGNS.items():
         if other != kind and (place / sign).is_file():
             raise ConfigError(
-                f"this folder holds a {other}" if other[-1] != "s" else f"this folder holds {other}", file=place,
-                expected=f"a folder of its own for the {kind}", next_step="choose another --out",
+                "this folder holds something else", file=place, expected=f"a folder of its own for the {kind}", got=other,
+                next_step="choose another --out",
             )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from ..core.errors import ConfigError
 from .calibration import Calibration, interval, temper
@@ -121,7 +122,7 @@ def pooled(
     calibration = Calibration.from_json(model.info.get("calibration"))
     told = CaseOutput(prepared.reference, prepared.missing, prepared.notes, flags=prepared.flags, rung=rung)
     if task["name"] == "classification":
-        mean = np.mean([_softmax(rows).mean(0) for rows in raw], axis=0)
+        mean = np.mean([softmax(rows, axis=1).mean(0) for rows in raw], axis=0)
         if calibration:
             mean = temper(mean, calibration.temperature, axis=0)
         classes = {name: float(p) for name, p in zip(task["classes"], mean, strict=True)}
@@ -143,11 +144,6 @@ def pooled(
         low, high = found or (None, None)
         return replace(told, value=value, std=std, low=low, high=high)
     raise ConfigError(f"inference does not know the task {task['name']!r}", file=model.folder)
-
-
-def _softmax(rows: np.ndarray) -> np.ndarray:
-    raised = np.exp(rows - rows.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
 
 
 def _own_spread(rows: np.ndarray, task: Mapping[str, Any]) -> np.ndarray | None:

@@ -112,11 +112,11 @@ class NativeBuilder:
         channels = [block[: self._classes]]
         scale = math.log(self._classes)
         if self.mutual is not None:
-            disagreement = (_entropy(block[: self._classes]) - block[self._classes]) / scale
+            disagreement = (entropy(block[: self._classes]) - block[self._classes]) / scale
             channels.append(np.clip(disagreement, 0, 1, out=disagreement)[None])
         channels[0] = temper(channels[0], self._temperature, axis=0)
         if self.entropy is not None:
-            channels.insert(1, (_entropy(channels[0]) / scale)[None])
+            channels.insert(1, (entropy(channels[0]) / scale)[None])
         rows = channels[0] if len(channels) == 1 else np.concatenate(channels)
         if self._rows is None or self._rows.shape[1] == 0:
             self._rows, self._first = rows, first
@@ -173,7 +173,7 @@ class NativeBuilder:
         )  # fmt: skip
 
 
-def _entropy(p: np.ndarray) -> np.ndarray:
+def entropy(p: np.ndarray) -> np.ndarray:
     """(classes, ...) -> (...) Shannon entropy in nats, float32."""
     total = np.zeros(p.shape[1:], dtype=np.float32)
     for row in p:

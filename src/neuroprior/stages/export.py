@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ONNX = "model.json"
-"""What says that a folder was exported for ONNX Runtime."""
-
 
 @dataclass(frozen=True)
 class ExportSummary:
@@ -109,24 +106,15 @@ def export(
     if what == "check":
         if protocol or task or out or partial:
             raise ConfigError("export check takes only the exported folder, --seconds, --memory-gb and --full-size")
-        from ..bridges._check import Finding, check
+        from ..bridges._check import FAILED, OK, Finding, check
+        from ..bridges._onnx_runner import is_export
 
-        if (source / ONNX).is_file() and artifacts.read_json(source / ONNX).get("artifact") == "onnx":
+        if is_export(source):
             from ..bridges import onnx
 
             rows, _ = onnx.check(source)
-            return _told(
-                source,
-                [
-                    Finding(
-                        row["example"],
-                        row["what"],
-                        "ok" if row["ok"] else "failed",
-                        f"{row['apart']:.2g}, allowed {row['allowed']:g}",
-                    )
-                    for row in rows
-                ],
-            )
+            words = ((row, f"{row['apart']:.2g}, allowed {row['allowed']:g}") for row in rows)
+            return _told(source, [Finding(row["example"], row["what"], OK if row["ok"] else FAILED, word) for row, word in words])
         findings = check(
             source,
             seconds=seconds,
